@@ -1,0 +1,65 @@
+/**
+ * What the agent offers to HTTP. createApp() knows this interface and nothing behind it, so the HTTP tests run without a
+ * kernel.
+ */
+import type {
+	BackendView,
+	ConfigPatchBody,
+	ConfigView,
+	EntriesView,
+	FlowsView,
+	NodeView,
+	ReconcileEventBody,
+	ServiceCreateBody,
+	ServiceOptionsPatchBody,
+	ServiceView,
+	StatusView,
+	VerdictEventBody,
+} from '../http/schemas.js';
+
+export type AgentEvent = VerdictEventBody | ReconcileEventBody;
+
+export interface AgentApi {
+	status(): StatusView;
+	nodes(): NodeView[];
+	services(): ServiceView[];
+	backends(): BackendView[];
+	/** Living flows of this node's backends; `limit` rows at most. */
+	flows(limit: number): FlowsView;
+	/** The maps as text; `limit` rows of each at most. */
+	entries(limit: number): EntriesView;
+	config(): ConfigView;
+
+	/**
+	 * Commands resolve when the change is written where it belongs and the maps follow it.
+	 * @throws AgentError
+	 */
+	drainBackend(id: string): Promise<void>;
+	undrainBackend(id: string): Promise<void>;
+	drainNode(name: string): Promise<void>;
+	undrainNode(name: string): Promise<void>;
+	patchService(name: string, options: ServiceOptionsPatchBody): Promise<void>;
+	createService(service: ServiceCreateBody): Promise<void>;
+	removeService(name: string): Promise<void>;
+	patchConfig(patch: ConfigPatchBody): Promise<void>;
+
+	/**
+	 * Calls `listener` for each event until the returned function is called. Packets' verdicts are recorded only while
+	 * somebody asked for them.
+	 */
+	subscribe(want: { readonly verdicts: boolean }, listener: (event: AgentEvent) => void): () => void;
+}
+
+/** A command that was not carried out; `status` is the HTTP status that says so. */
+export class AgentError extends Error {
+	readonly status: 404 | 409 | 422 | 503;
+	readonly code: string;
+	readonly field: string | undefined;
+	constructor(status: 404 | 409 | 422 | 503, code: string, message: string, field?: string) {
+		super(message);
+		this.name = 'AgentError';
+		this.status = status;
+		this.code = code;
+		this.field = field;
+	}
+}

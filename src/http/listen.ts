@@ -1,0 +1,120 @@
+/** Listens for the application: the unix socket at mode 0600, and TCP addresses. */
+import { chmodSync, lstatSync, mkdirSync, unlinkSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import { connect } from 'node:net';
+import { dirname } from 'node:path';
+import { getRequestListener } from '@hono/node-server';
+
+interface Fetcher {
+	fetch(request: Request, env: object): Response | Promise<Response>;
+}
+
+export interface Listening {
+	/** host:port or path, as bound. */
+	readonly addresses: readonly string[];
+	/** Stops listening and ends every connection, event streams included. */
+	close(): Promise<void>;
+}
+
+/** `127.0.0.1:7980`, `[::1]:7980` or `localhost:7980`. */
+export function splitListen(text: string): { host: string; port: number } {
+	const m = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]+)):(\d+)$/.exec(text);
+	const port = Number(m?.[3]);
+	if (m === null || port > 65535) throw new Error(`http.listen: ${JSON.stringify(text)}: expected address:port`);
+	return { host: (m[1] ?? m[2])!, port };
+}
+
+function answers(path: string): Promise<boolean> {
+	return new Promise((resolve) => {
+		const s = connect(path);
+		s.once('connect', () => {
+			s.destroy();
+			resolve(true);
+		});
+		s.once('error', () => resolve(false));
+	});
+}
+
+function start(server: Server, where: { host: string; port: number } | { path: string }): Promise<void> {
+	return new Promise((resolve, reject) => {
+		server.once('error', reject);
+		server.listen(where, () => {
+			server.removeListener('error', reject);
+			resolve();
+		});
+	});
+}
+
+/**
+ * @param socket path of the unix socket; a leftover of a dead agent is replaced, a living one's is not.
+ * @param tcp `address:port` each.
+ * @throws with the address in the message where it cannot listen.
+ */
+export async function listen(app: Fetcher, socket: string | undefined, tcp: readonly string[]): Promise<Listening> {
+	const servers: Server[] = [];
+	const addresses: string[] = [];
+	const make = () => {
+		const server = createServer(
+			getRequestListener((request, env) => app.fetch(request, env), { overrideGlobalObjects: false }),
+		);
+		// A reader that sends its headers a byte at a time holds a connection no longer than this.
+		server.headersTimeout = 10_000;
+		server.requestTimeout = 30_000;
+		server.maxHeadersCount = 100;
+		servers.push(server);
+		return server;
+	};
+	const close = async () => {
+		await Promise.all(
+			servers.map(
+				(s) =>
+					new Promise<void>((resolve) => {
+						s.close(() => resolve());
+						s.closeAllConnections();
+					}),
+			),
+		);
+	};
+	try {
+		if (socket !== undefined) {
+			mkdirSync(dirname(socket), { recursive: true, mode: 0o755 });
+			const there = lstatSync(socket, { throwIfNoEntry: false });
+			if (there !== undefined) {
+				if (!there.isSocket()) throw new Error(`${socket}: exists and is no socket: remove it, or set http.socket`);
+				if (await answers(socket))
+					throw new Error(`${socket}: another agent answers there: stop it, or set http.socket`);
+				unlinkSync(socket);
+			}
+			// Between bind and chmod the socket must not be open to others.
+			const mask = process.umask(0o177);
+			try {
+				await start(make(), { path: socket });
+			} finally {
+				process.umask(mask);
+			}
+			chmodSync(socket, 0o600);
+			addresses.push(socket);
+		}
+		for (const text of tcp) {
+			const server = make();
+			try {
+				await start(server, splitListen(text));
+			} catch (e) {
+				const code = (e as NodeJS.ErrnoException).code;
+				throw new Error(
+					code === 'EADDRINUSE'
+						? `listen on ${text}: the port is taken: set http.listen`
+						: `listen on ${text}: ${(e as Error).message}`,
+				);
+			}
+			const a = server.address();
+			if (a !== null && typeof a === 'object') {
+				addresses.push(a.family === 'IPv6' ? `[${a.address}]:${a.port}` : `${a.address}:${a.port}`);
+			}
+		}
+	} catch (e) {
+		await close();
+		throw e;
+	}
+	return { addresses, close };
+}

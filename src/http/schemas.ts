@@ -1,0 +1,563 @@
+/**
+ * Every resource of the HTTP interface: its shape, its documentation and one example. The agent's views (src/agent/api.ts)
+ * are typed from here, so that an answer that does not fit the document does not compile.
+ */
+import { z } from '@hono/zod-openapi';
+
+const port = z.number().int().min(1).max(65535);
+const protocol = z.enum(['tcp', 'udp']);
+const instant = z.string().describe('RFC 3339, UTC');
+const duration = z
+	.string()
+	.regex(/^(\d+(ms|s|m|h|d))+$/, 'expected a duration such as 60s or 2h15m')
+	.describe('Go-style duration: 60s, 2h15m');
+const ipOrPrefix = z.string().min(2).max(49);
+
+export const Problem = z
+	.object({
+		type: z.string().describe('about:blank, or a name of this document'),
+		title: z.string(),
+		status: z.number().int(),
+		detail: z.string().describe('What happened, why, and what to do'),
+		instance: z.string().optional().describe('Path of the request'),
+		code: z.string().describe('Stable name of the error'),
+		field: z.string().optional().describe('JSON path of the value that was refused'),
+	})
+	.openapi('Problem', {
+		example: {
+			type: 'about:blank',
+			title: 'Unprocessable Content',
+			status: 422,
+			detail: 'options.returnPath: expected auto, dsr or tunnel',
+			instance: '/v1/services/web',
+			code: 'INVALID',
+			field: 'options.returnPath',
+		},
+	});
+
+export const Refusal = z
+	.object({
+		what: z.string().describe('A published port (tcp/8080), an uplink (eth1), a label'),
+		service: z.string().optional(),
+		reason: z.string(),
+	})
+	.openapi('Refusal', {
+		example: {
+			what: 'tcp/22',
+			service: 'web',
+			reason: 'port 22 is held by another socket (sshd): publish another port',
+		},
+	});
+
+export const Uplink = z
+	.object({
+		name: z.string(),
+		ifindex: z.number().int(),
+		device: z.string().describe('The device that holds the addresses: the bridge, where the uplink is its port'),
+		mac: z.string(),
+		mtu: z.number().int().describe('bytes, of the device that holds the addresses'),
+		addresses: z.array(z.string()),
+		xdp: z.enum(['native', 'generic', 'none']),
+	})
+	.openapi('Uplink', {
+		example: {
+			name: 'eth0',
+			ifindex: 2,
+			device: 'br0',
+			mac: '52:54:00:12:34:56',
+			mtu: 1500,
+			addresses: ['192.168.78.1', 'fd00:78::1'],
+			xdp: 'native',
+		},
+	});
+
+export const Status = z
+	.object({
+		version: z.string(),
+		node: z.string(),
+		address: z.string().describe('This node’s VTEP'),
+		state: z.enum(['starting', 'running', 'leaving']),
+		ready: z.boolean().describe('A complete apply has happened'),
+		since: instant,
+		pinRoot: z.string(),
+		vni: z.number().int(),
+		vxlanPort: port,
+		membership: z.object({
+			source: z.string(),
+			place: z.string().describe('Where the membership is written: a file, a socket'),
+			readAt: instant.nullable(),
+			error: z.string().nullable().describe('Why the last reading was refused; the state before it is kept'),
+		}),
+		reconcile: z.object({
+			runs: z.number().int(),
+			errors: z.number().int(),
+			lastAt: instant.nullable(),
+			lastMs: z.number().nullable(),
+			lastError: z.string().nullable(),
+		}),
+		uplinks: z.array(Uplink),
+		totals: z.object({
+			nodes: z.number().int(),
+			services: z.number().int(),
+			backends: z.number().int(),
+			backendsActive: z.number().int(),
+			slotsInTransition: z.number().int(),
+		}),
+		digest: z.string().describe('Of the tables: nodes with the same membership have the same digest'),
+		differing: z.array(z.string()).describe('Nodes whose digest differs from this one’s'),
+		refused: z.array(Refusal),
+		warnings: z.array(z.string()),
+	})
+	.openapi('Status', {
+		example: {
+			version: '0.1.0',
+			node: 'node1',
+			address: '192.168.78.1',
+			state: 'running',
+			ready: true,
+			since: '2026-01-02T03:04:05.000Z',
+			pinRoot: '/sys/fs/bpf/beeline',
+			vni: 12509184,
+			vxlanPort: 4789,
+			membership: {
+				source: 'file',
+				place: '/etc/beeline/mesh.yaml',
+				readAt: '2026-01-02T03:04:05.000Z',
+				error: null,
+			},
+			reconcile: { runs: 3, errors: 0, lastAt: '2026-01-02T03:04:06.000Z', lastMs: 4.2, lastError: null },
+			uplinks: [
+				{
+					name: 'eth0',
+					ifindex: 2,
+					device: 'eth0',
+					mac: '52:54:00:12:34:56',
+					mtu: 1500,
+					addresses: ['192.168.78.1', 'fd00:78::1'],
+					xdp: 'native' as const,
+				},
+			],
+			totals: { nodes: 3, services: 1, backends: 5, backendsActive: 5, slotsInTransition: 0 },
+			digest: '8d3f1c2ab4e59077',
+			differing: [],
+			refused: [],
+			warnings: [],
+		},
+	});
+
+export const Node = z
+	.object({
+		name: z.string(),
+		address: z.string(),
+		self: z.boolean(),
+		state: z.enum(['active', 'drained']),
+		reachable: z.boolean().nullable().describe('null: nothing is sent to it, so nothing is known'),
+		nextHop: z
+			.object({ device: z.string(), gateway: z.string().nullable(), mac: z.string().nullable(), mtu: z.number().int() })
+			.nullable(),
+		dsr: z.boolean().describe('Replies with that node’s source address are known to arrive'),
+		backends: z.number().int(),
+	})
+	.openapi('Node', {
+		example: {
+			name: 'node2',
+			address: '192.168.78.2',
+			self: false,
+			state: 'active',
+			reachable: true,
+			nextHop: { device: 'eth0', gateway: null, mac: '52:54:00:12:34:57', mtu: 1500 },
+			dsr: false,
+			backends: 3,
+		},
+	});
+export const Nodes = z.object({ nodes: z.array(Node) }).openapi('Nodes', {
+	example: {
+		nodes: [
+			{
+				name: 'node2',
+				address: '192.168.78.2',
+				self: false,
+				state: 'active' as const,
+				reachable: true,
+				nextHop: { device: 'eth0', gateway: null, mac: '52:54:00:12:34:57', mtu: 1500 },
+				dsr: false,
+				backends: 3,
+			},
+		],
+	},
+});
+
+export const PublishedPort = z
+	.strictObject({ published: port, target: port, protocol: protocol.default('tcp') })
+	.openapi('PublishedPort', { example: { published: 8080, target: 80, protocol: 'tcp' } });
+
+const optionFields = {
+	returnPath: z.enum(['auto', 'dsr', 'tunnel']),
+	affinity: z.enum(['none', 'client-ip']),
+	tracking: z.enum(['auto', 'always', 'none']),
+	trackingWindow: duration,
+	udpWindow: duration,
+	tableSize: z.union([
+		z.literal('auto'),
+		z
+			.number()
+			.int()
+			.min(1024)
+			.max(131072)
+			.refine((n) => (n & (n - 1)) === 0, 'expected auto or a power of two from 1024 to 131072'),
+	]),
+	drainTimeout: duration,
+	addresses: z.array(ipOrPrefix),
+	allow: z.array(ipOrPrefix),
+	deny: z.array(ipOrPrefix),
+	prefer: z.enum(['none', 'local']),
+	enable: z.boolean(),
+};
+const optionsExample = {
+	returnPath: 'auto' as const,
+	affinity: 'none' as const,
+	tracking: 'auto' as const,
+	trackingWindow: '2h15m',
+	udpWindow: '60s',
+	tableSize: 'auto' as const,
+	drainTimeout: '60s',
+	addresses: [],
+	allow: [],
+	deny: [],
+	prefer: 'none' as const,
+	enable: true,
+};
+export const ServiceOptions = z.object(optionFields).openapi('ServiceOptions', { example: optionsExample });
+export const ServiceOptionsPatch = z
+	.strictObject({
+		returnPath: optionFields.returnPath.optional(),
+		affinity: optionFields.affinity.optional(),
+		tracking: optionFields.tracking.optional(),
+		trackingWindow: duration.optional(),
+		udpWindow: duration.optional(),
+		tableSize: optionFields.tableSize.optional(),
+		drainTimeout: duration.optional(),
+		addresses: optionFields.addresses.optional(),
+		allow: optionFields.allow.optional(),
+		deny: optionFields.deny.optional(),
+		prefer: optionFields.prefer.optional(),
+		enable: optionFields.enable.optional(),
+	})
+	.openapi('ServiceOptionsPatch', { example: { returnPath: 'tunnel', drainTimeout: '30s' } });
+
+export const ServicePatch = z
+	.strictObject({ options: ServiceOptionsPatch })
+	.openapi('ServicePatch', { example: { options: { returnPath: 'tunnel', drainTimeout: '30s' } } });
+
+export const Service = z
+	.object({
+		name: z.string(),
+		ports: z.array(
+			z.object({
+				published: port,
+				target: port,
+				protocol,
+				state: z.enum(['serving', 'empty', 'refused', 'kernel']).describe('kernel: left to the kernel’s own mesh'),
+				reason: z.string().nullable(),
+			}),
+		),
+		options: ServiceOptions,
+		backends: z.object({
+			total: z.number().int(),
+			active: z.number().int(),
+			draining: z.number().int(),
+			down: z.number().int(),
+		}),
+		slotsInTransition: z.number().int(),
+	})
+	.openapi('Service', {
+		example: {
+			name: 'web',
+			ports: [{ published: 8080, target: 80, protocol: 'tcp', state: 'serving', reason: null }],
+			options: optionsExample,
+			backends: { total: 5, active: 5, draining: 0, down: 0 },
+			slotsInTransition: 0,
+		},
+	});
+export const Services = z.object({ services: z.array(Service) }).openapi('Services', {
+	example: {
+		services: [
+			{
+				name: 'web',
+				ports: [{ published: 8080, target: 80, protocol: 'tcp' as const, state: 'serving' as const, reason: null }],
+				options: optionsExample,
+				backends: { total: 5, active: 5, draining: 0, down: 0 },
+				slotsInTransition: 0,
+			},
+		],
+	},
+});
+
+export const ServiceCreate = z
+	.strictObject({
+		name: z
+			.string()
+			.min(1)
+			.max(128)
+			.regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'expected letters, digits, _ . or -, beginning with a letter or digit'),
+		ports: z.array(PublishedPort).min(1),
+		options: ServiceOptionsPatch.optional(),
+		backends: z
+			.array(
+				z.strictObject({
+					node: z.string().min(1),
+					address: z.string().optional(),
+					addresses: z.array(z.string()).max(2).optional(),
+					weight: z.number().int().min(0).max(1000).optional(),
+				}),
+			)
+			.default([]),
+	})
+	.openapi('ServiceCreate', {
+		example: {
+			name: 'web',
+			ports: [{ published: 8080, target: 80, protocol: 'tcp' }],
+			backends: [{ node: 'node1', address: '172.18.0.2' }],
+		},
+	});
+
+export const Backend = z
+	.object({
+		id: z.string().describe('URL-safe, the same on every node'),
+		service: z.string(),
+		node: z.string(),
+		addresses: z.array(z.string()).describe('Empty: a process on the node'),
+		target: port,
+		protocol,
+		weight: z.number(),
+		state: z.enum(['active', 'draining', 'down']),
+		local: z.boolean(),
+		delivery: z.enum(['peer', 'neighbour', 'process']).nullable().describe('null: not on this node'),
+		interface: z.string().nullable().describe('Host end, where it is on this node'),
+		problem: z.string().nullable().describe('Why it cannot be delivered to'),
+	})
+	.openapi('Backend', {
+		example: {
+			id: 'node2-172.18.0.2-80-tcp',
+			service: 'web',
+			node: 'node2',
+			addresses: ['172.18.0.2'],
+			target: 80,
+			protocol: 'tcp',
+			weight: 1,
+			state: 'active',
+			local: false,
+			delivery: null,
+			interface: null,
+			problem: null,
+		},
+	});
+export const Backends = z.object({ backends: z.array(Backend) }).openapi('Backends', {
+	example: {
+		backends: [
+			{
+				id: 'node2-172.18.0.2-80-tcp',
+				service: 'web',
+				node: 'node2',
+				addresses: ['172.18.0.2'],
+				target: 80,
+				protocol: 'tcp' as const,
+				weight: 1,
+				state: 'active' as const,
+				local: false,
+				delivery: null,
+				interface: null,
+				problem: null,
+			},
+		],
+	},
+});
+
+export const Flow = z
+	.object({
+		protocol,
+		client: z.string(),
+		clientPort: z.number().int(),
+		frontend: z.string(),
+		frontendPort: z.number().int(),
+		service: z.string().nullable(),
+		backend: z.string().nullable(),
+		ingress: z.string().nullable().describe('The node that the client dialled'),
+		state: z.enum(['new', 'replied', 'established', 'closing']),
+		idleMs: z.number().int(),
+	})
+	.openapi('Flow', {
+		example: {
+			protocol: 'tcp',
+			client: '192.168.78.100',
+			clientPort: 51234,
+			frontend: '192.168.78.1',
+			frontendPort: 8080,
+			service: 'web',
+			backend: 'node2-172.18.0.2-80-tcp',
+			ingress: 'node1',
+			state: 'established',
+			idleMs: 120,
+		},
+	});
+export const Flows = z
+	.object({
+		flows: z.array(Flow).describe('Of the backends on this node, and no other'),
+		limited: z.boolean().describe('More exist than were asked for'),
+	})
+	.openapi('Flows', {
+		example: {
+			flows: [
+				{
+					protocol: 'tcp' as const,
+					client: '192.168.78.100',
+					clientPort: 51234,
+					frontend: '192.168.78.1',
+					frontendPort: 8080,
+					service: 'web',
+					backend: 'node2-172.18.0.2-80-tcp',
+					ingress: 'node1',
+					state: 'established' as const,
+					idleMs: 120,
+				},
+			],
+			limited: false,
+		},
+	});
+
+export const Entries = z
+	.object({
+		maps: z.array(
+			z.object({
+				map: z.string(),
+				entries: z.number().int(),
+				maxEntries: z.number().int(),
+				rows: z.array(z.string()).describe('Rows as text: one line each'),
+				limited: z.boolean().describe('Only the first rows are printed'),
+			}),
+		),
+	})
+	.openapi('Entries', {
+		example: {
+			maps: [{ map: 'vteps', entries: 1, maxEntries: 4096, rows: ['192.168.78.2 → 1'], limited: false }],
+		},
+	});
+
+export const Config = z
+	.object({
+		node: z.object({ name: z.string(), address: z.string() }),
+		uplinks: z.array(z.string()),
+		membership: z.object({ source: z.string(), file: z.string().nullable() }),
+		http: z.object({ listen: z.array(z.string()), socket: z.string() }),
+		pinRoot: z.string(),
+		datapath: z.object({
+			xdp: z.enum(['auto', 'native', 'generic']),
+			vxlanPort: port,
+			vni: z.number().int(),
+			returnPath: z.enum(['auto', 'dsr', 'tunnel']),
+			staleAfter: duration,
+			acceptFirewallBypass: z.boolean(),
+		}),
+		logLevel: z.enum(['trace', 'debug', 'info', 'warn', 'error']),
+		trace: z.boolean().describe('Verdicts are recorded although nobody listens'),
+	})
+	.openapi('Config', {
+		example: {
+			node: { name: 'node1', address: '192.168.78.1' },
+			uplinks: ['eth0'],
+			membership: { source: 'file', file: '/etc/beeline/mesh.yaml' },
+			http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock' },
+			pinRoot: '/sys/fs/bpf/beeline',
+			datapath: {
+				xdp: 'auto',
+				vxlanPort: 4789,
+				vni: 12509184,
+				returnPath: 'auto',
+				staleAfter: '60s',
+				acceptFirewallBypass: false,
+			},
+			logLevel: 'info',
+			trace: false,
+		},
+	});
+export const ConfigPatch = z
+	.strictObject({
+		datapath: z
+			.strictObject({
+				returnPath: z.enum(['auto', 'dsr', 'tunnel']).optional(),
+				staleAfter: duration.optional(),
+				acceptFirewallBypass: z.boolean().optional(),
+			})
+			.optional(),
+		logLevel: z.enum(['trace', 'debug', 'info', 'warn', 'error']).optional(),
+		trace: z.boolean().optional(),
+	})
+	.describe('What can be changed while the agent runs; the rest is read at start')
+	.openapi('ConfigPatch', { example: { logLevel: 'debug', datapath: { staleAfter: '30s' } } });
+
+export const VerdictEvent = z
+	.object({
+		type: z.literal('verdict'),
+		at: instant,
+		program: z.string(),
+		verdict: z.string(),
+		protocol: z.string(),
+		source: z.string(),
+		destination: z.string(),
+		interface: z.string(),
+		bytes: z.number().int(),
+		service: z.string().nullable(),
+		backend: z.string().nullable(),
+	})
+	.openapi('VerdictEvent', {
+		example: {
+			type: 'verdict',
+			at: '2026-01-02T03:04:05.000Z',
+			program: 'uplink_xdp',
+			verdict: 'encap_node',
+			protocol: 'tcp',
+			source: '192.168.78.100:51234',
+			destination: '192.168.78.1:8080',
+			interface: 'eth0',
+			bytes: 74,
+			service: 'web',
+			backend: 'node2-172.18.0.2-80-tcp',
+		},
+	});
+export const ReconcileEvent = z
+	.object({
+		type: z.literal('reconcile'),
+		at: instant,
+		cause: z.string(),
+		ms: z.number(),
+		changes: z.number().int(),
+		error: z.string().nullable(),
+	})
+	.openapi('ReconcileEvent', {
+		example: {
+			type: 'reconcile',
+			at: '2026-01-02T03:04:05.000Z',
+			cause: 'mesh.yaml changed',
+			ms: 4.2,
+			changes: 3,
+			error: null,
+		},
+	});
+
+export type ProblemBody = z.infer<typeof Problem>;
+export type RefusalView = z.infer<typeof Refusal>;
+export type UplinkView = z.infer<typeof Uplink>;
+export type StatusView = z.infer<typeof Status>;
+export type NodeView = z.infer<typeof Node>;
+export type ServiceView = z.infer<typeof Service>;
+export type BackendView = z.infer<typeof Backend>;
+export type FlowView = z.infer<typeof Flow>;
+export type FlowsView = z.infer<typeof Flows>;
+export type EntriesView = z.infer<typeof Entries>;
+export type ConfigView = z.infer<typeof Config>;
+export type ConfigPatchBody = z.infer<typeof ConfigPatch>;
+export type ServiceOptionsView = z.infer<typeof ServiceOptions>;
+export type ServiceOptionsPatchBody = z.infer<typeof ServiceOptionsPatch>;
+export type ServiceCreateBody = z.infer<typeof ServiceCreate>;
+export type VerdictEventBody = z.infer<typeof VerdictEvent>;
+export type ReconcileEventBody = z.infer<typeof ReconcileEvent>;

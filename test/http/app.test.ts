@@ -1,0 +1,408 @@
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { request as httpRequest } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { z } from '@hono/zod-openapi';
+import { test } from 'uvu';
+import * as assert from 'uvu/assert';
+import { createApp } from '../../src/http/app.js';
+import { type Peer, tokenFile } from '../../src/http/guard.js';
+import { listen } from '../../src/http/listen.js';
+import * as s from '../../src/http/schemas.js';
+import { fakeAgent } from './fake.js';
+
+const UNIX: Peer = { kind: 'unix' };
+const LOOPBACK: Peer = { kind: 'tcp', local: '127.0.0.1', remote: '127.0.0.1' };
+const LAN: Peer = { kind: 'tcp', local: '192.168.78.1', remote: '192.168.78.9' };
+const secret = { current: () => ({ token: 'sesame' }) };
+const none = { current: () => undefined };
+
+function setUp(tokens: typeof secret | typeof none = secret) {
+	const api = fakeAgent();
+	const errors: Error[] = [];
+	const app = createApp({
+		api,
+		tokens,
+		metrics: async () => ({ text: 'beeline_build_info 1\n', contentType: 'text/plain; version=0.0.4' }),
+		version: '0.1.0',
+		onError: (e) => errors.push(e),
+		eventQueue: 4,
+		heartbeatMs: 30,
+		maxEventReaders: 2,
+	});
+	const ask = (peer: Peer, method: string, path: string, body?: unknown, headers: Record<string, string> = {}) =>
+		app.request(
+			path,
+			{
+				method,
+				headers: {
+					host: '127.0.0.1:7980',
+					...(body === undefined ? {} : { 'content-type': 'application/json' }),
+					...headers,
+				},
+				...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
+			},
+			{ peer },
+		);
+	return { api, app, ask, errors };
+}
+
+async function isProblem(res: Response, status: number, code: string, field?: string) {
+	assert.is(res.status, status);
+	assert.is(res.headers.get('content-type'), 'application/problem+json');
+	const body = s.Problem.parse(await res.json());
+	assert.is(body.status, status);
+	assert.is(body.code, code);
+	if (field !== undefined) assert.is(body.field, field);
+	assert.ok(body.detail.length > 5, body.detail);
+	assert.ok(body.title.length > 2 && body.title !== 'Error', `title of ${status}`);
+}
+
+const RESOURCES: [string, z.ZodType][] = [
+	['/v1/status', s.Status],
+	['/v1/nodes', s.Nodes],
+	['/v1/nodes/node2', s.Node],
+	['/v1/services', s.Services],
+	['/v1/services/web', s.Service],
+	['/v1/backends', s.Backends],
+	['/v1/backends/node1-process-80-tcp', s.Backend],
+	['/v1/flows', s.Flows],
+	['/v1/entries', s.Entries],
+	['/v1/config', s.Config],
+];
+
+/** Fails where `value` has a key that the schema does not know, at any depth. */
+function strictly(schema: z.ZodType, value: unknown, where: string) {
+	assert.equal(JSON.parse(JSON.stringify(schema.parse(value))), value, where);
+}
+
+test('every resource answers what the document says, and nothing else', async () => {
+	const { ask } = setUp();
+	for (const [path, schema] of RESOURCES) {
+		const res = await ask(LOOPBACK, 'GET', path);
+		assert.is(res.status, 200, path);
+		assert.match(res.headers.get('content-type') ?? '', /^application\/json/);
+		strictly(schema, await res.json(), path);
+	}
+});
+
+interface Doc {
+	openapi: string;
+	paths: Record<
+		string,
+		Record<string, { responses: Record<string, { content?: Record<string, { schema: { $ref?: string } }> }> }>
+	>;
+	components: { schemas: Record<string, { example?: unknown }> };
+}
+
+test('the document has one valid example for each resource, and each path of the interface', async () => {
+	const { ask } = setUp();
+	const res = await ask(LOOPBACK, 'GET', '/openapi.json');
+	assert.is(res.status, 200);
+	const doc = (await res.json()) as Doc;
+	assert.is(doc.openapi, '3.1.0');
+	const byName: Record<string, z.ZodType> = { ...s } as never;
+	for (const [name, component] of Object.entries(doc.components.schemas)) {
+		assert.ok(component.example !== undefined, `${name} has no example`);
+		if (byName[name] !== undefined) strictly(byName[name], component.example, name);
+	}
+	for (const [path, operations] of Object.entries(doc.paths)) {
+		for (const [method, operation] of Object.entries(operations)) {
+			const ok = operation.responses['200'] ?? operation.responses['201'];
+			const ref = ok?.content?.['application/json']?.schema.$ref;
+			if (ok?.content?.['application/json'] !== undefined) assert.ok(ref, `${method} ${path} answers no named schema`);
+		}
+	}
+	for (const path of [
+		'/healthz',
+		'/readyz',
+		'/metrics',
+		'/v1/status',
+		'/v1/nodes',
+		'/v1/services',
+		'/v1/services/{name}',
+		'/v1/backends',
+		'/v1/flows',
+		'/v1/entries',
+		'/v1/config',
+		'/v1/backends/{id}/drain',
+		'/v1/backends/{id}/undrain',
+		'/v1/nodes/{name}/drain',
+		'/v1/nodes/{name}/undrain',
+		'/v1/events',
+	]) {
+		assert.ok(doc.paths[path], path);
+	}
+});
+
+test('/readyz is 503 until the first complete apply', async () => {
+	const { ask, api } = setUp();
+	assert.is((await ask(LOOPBACK, 'GET', '/readyz')).status, 200);
+	api.ready = false;
+	const res = await ask(LOOPBACK, 'GET', '/readyz');
+	await isProblem(res.clone() as Response, 503, 'NOT_READY');
+	assert.match(((await res.json()) as { detail: string }).detail, /no uplink/);
+});
+
+test('what is not there is a 404, what is not yet there says so, and a wrong method is a 405 with Allow', async () => {
+	const { ask } = setUp();
+	await isProblem(await ask(UNIX, 'GET', '/nothing'), 404, 'NOT_FOUND');
+	await isProblem(await ask(UNIX, 'GET', '/v1/services/nope'), 404, 'NOT_FOUND');
+	await isProblem(await ask(UNIX, 'POST', '/v1/backends/nope/drain'), 404, 'NOT_FOUND');
+	await isProblem(await ask(UNIX, 'POST', '/v1/nodes/nope/drain'), 404, 'NOT_FOUND');
+	await isProblem(await ask(UNIX, 'GET', '/v1/networks'), 404, 'NOT_AVAILABLE');
+	await isProblem(await ask(UNIX, 'GET', '/v1/endpoints/x'), 404, 'NOT_AVAILABLE');
+	await isProblem(await ask(UNIX, 'GET', '/'), 404, 'NOT_AVAILABLE');
+	const res = await ask(UNIX, 'PUT', '/v1/config');
+	assert.is(res.headers.get('allow'), 'GET, HEAD, PATCH');
+	await isProblem(res, 405, 'METHOD_NOT_ALLOWED');
+	await isProblem(await ask(UNIX, 'DELETE', '/v1/status'), 405, 'METHOD_NOT_ALLOWED');
+});
+
+test('bodies: malformed is 400, not JSON 415, over 1 MiB 413, invalid 422 with the field', async () => {
+	const { ask } = setUp();
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', '{"logLevel"'), 400, 'MALFORMED');
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', 'a=1', { 'content-type': 'text/plain' }), 415, 'NOT_JSON');
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/config'), 415, 'NOT_JSON');
+	const big = JSON.stringify({ logLevel: 'x'.repeat(1 << 20) });
+	await isProblem(
+		await ask(UNIX, 'PATCH', '/v1/config', big, { 'content-length': String(big.length) }),
+		413,
+		'TOO_LARGE',
+	);
+	const table: [string, string, unknown, string][] = [
+		['PATCH', '/v1/config', { logLevel: 'loud' }, 'logLevel'],
+		['PATCH', '/v1/config', { pinRoot: '/x' }, 'pinRoot'],
+		['PATCH', '/v1/config', { datapath: { vni: 4 } }, 'datapath.vni'],
+		['PATCH', '/v1/services/web', { options: { returnPath: 'nat' } }, 'options.returnPath'],
+		['PATCH', '/v1/services/web', { options: { tableSize: 1000 } }, 'options.tableSize'],
+		['PATCH', '/v1/services/web', { options: { drainTimeout: 'soon' } }, 'options.drainTimeout'],
+		['PATCH', '/v1/services/web', { options: { colour: 'red' } }, 'options.colour'],
+		['POST', '/v1/services', { name: 'x', ports: [{ published: 0, target: 80 }] }, 'ports.0.published'],
+		['POST', '/v1/services', { name: 'x', ports: [{ published: 80, target: 70000 }] }, 'ports.0.target'],
+		['POST', '/v1/services', { name: 'x', ports: [] }, 'ports'],
+		['POST', '/v1/services', { ports: [{ published: 80, target: 80 }] }, 'name'],
+	];
+	for (const [method, path, body, field] of table)
+		await isProblem(await ask(UNIX, method, path, body), 422, 'INVALID', field);
+	await isProblem(await ask(UNIX, 'GET', '/v1/flows?limit=0'), 422, 'INVALID', 'limit');
+});
+
+test('changes: options, configuration, create, remove, drain', async () => {
+	const { ask, api } = setUp();
+	let res = await ask(UNIX, 'PATCH', '/v1/services/web', { options: { returnPath: 'dsr' } });
+	assert.is(res.status, 200);
+	assert.is(s.Service.parse(await res.json()).options.returnPath, 'dsr');
+	res = await ask(UNIX, 'PATCH', '/v1/config', { trace: true, datapath: { staleAfter: '5s' } });
+	assert.is(s.Config.parse(await res.json()).datapath.staleAfter, '5s');
+	res = await ask(UNIX, 'POST', '/v1/services', {
+		name: 'dns',
+		ports: [{ published: 53, target: 53, protocol: 'udp' }],
+	});
+	assert.is(res.status, 201);
+	assert.is(res.headers.get('location'), '/v1/services/dns');
+	assert.is((await ask(UNIX, 'DELETE', '/v1/services/dns')).status, 204);
+	assert.is(api.services().length, 1);
+	await isProblem(
+		await ask(UNIX, 'POST', '/v1/services', { name: 'elsewhere', ports: [{ published: 53, target: 53 }] }),
+		409,
+		'REFUSED',
+	);
+	res = await ask(UNIX, 'POST', '/v1/backends/node1-process-80-tcp/drain');
+	assert.is(s.Backend.parse(await res.json()).state, 'draining');
+	res = await ask(UNIX, 'POST', '/v1/backends/node1-process-80-tcp/undrain');
+	assert.is(s.Backend.parse(await res.json()).state, 'active');
+	res = await ask(UNIX, 'POST', '/v1/nodes/node2/drain');
+	assert.is(s.Node.parse(await res.json()).state, 'drained');
+});
+
+test('entity tags: 304 for what is known, 412 for a stale change, and a changed resource has another', async () => {
+	const { ask } = setUp();
+	const first = (await ask(UNIX, 'GET', '/v1/services/web')).headers.get('etag')!;
+	assert.match(first, /^"[\w-]{22}"$/);
+	assert.is((await ask(UNIX, 'GET', '/v1/services/web', undefined, { 'if-none-match': `W/${first}` })).status, 304);
+	const change = { options: { prefer: 'local' } };
+	const res = await ask(UNIX, 'PATCH', '/v1/services/web', change, { 'if-match': first });
+	assert.is(res.status, 200);
+	assert.is.not(res.headers.get('etag'), first);
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/services/web', change, { 'if-match': first }), 412, 'STALE');
+	await isProblem(await ask(UNIX, 'DELETE', '/v1/services/web', undefined, { 'if-match': first }), 412, 'STALE');
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', { trace: true }, { 'if-match': '"x"' }), 412, 'STALE');
+	assert.is((await ask(UNIX, 'PATCH', '/v1/config', { trace: true }, { 'if-match': '*' })).status, 200);
+});
+
+test('who may: unix all; loopback reads; the token changes; beyond loopback nothing without it', async () => {
+	const drain = '/v1/nodes/node2/drain';
+	const good = { authorization: 'Bearer sesame' };
+	const { ask } = setUp();
+	assert.is((await ask(UNIX, 'POST', drain)).status, 200);
+	assert.is((await ask(LOOPBACK, 'GET', '/v1/status')).status, 200);
+	const res = await ask(LOOPBACK, 'POST', drain);
+	assert.match(res.headers.get('www-authenticate') ?? '', /^Bearer/);
+	await isProblem(res, 401, 'UNAUTHORIZED');
+	await isProblem(
+		await ask(LOOPBACK, 'POST', drain, undefined, { authorization: 'Bearer sesam' }),
+		401,
+		'UNAUTHORIZED',
+	);
+	assert.is((await ask(LOOPBACK, 'POST', drain, undefined, good)).status, 200);
+	await isProblem(await ask(LAN, 'GET', '/v1/status'), 401, 'UNAUTHORIZED');
+	await isProblem(await ask(LAN, 'GET', '/metrics'), 401, 'UNAUTHORIZED');
+	assert.is((await ask(LAN, 'GET', '/metrics', undefined, good)).status, 200);
+	assert.is((await ask(LAN, 'GET', '/healthz')).status, 200);
+	await isProblem(
+		await ask(LOOPBACK, 'GET', '/v1/status', undefined, { authorization: 'Bearer wrong' }),
+		401,
+		'UNAUTHORIZED',
+	);
+
+	const open = setUp(none);
+	await isProblem(await open.ask(LOOPBACK, 'POST', drain, undefined, good), 403, 'NO_TOKEN_FILE');
+	assert.is((await open.ask(LOOPBACK, 'GET', '/v1/status')).status, 200);
+	assert.is((await open.ask(UNIX, 'POST', drain)).status, 200);
+});
+
+test('a page in a browser cannot read loopback: rebinding, other origins', async () => {
+	const { ask } = setUp();
+	await isProblem(
+		await ask(LOOPBACK, 'GET', '/v1/status', undefined, { host: 'evil.example:7980' }),
+		403,
+		'FOREIGN_PAGE',
+	);
+	await isProblem(
+		await ask(LOOPBACK, 'GET', '/v1/status', undefined, { origin: 'http://evil.example' }),
+		403,
+		'FOREIGN_PAGE',
+	);
+	await isProblem(
+		await ask(LOOPBACK, 'GET', '/v1/events', undefined, { 'sec-fetch-site': 'cross-site' }),
+		403,
+		'FOREIGN_PAGE',
+	);
+	for (const host of ['localhost:7980', '[::1]:7980', '127.0.0.1', 'LOCALHOST']) {
+		assert.is((await ask(LOOPBACK, 'GET', '/v1/status', undefined, { host })).status, 200, host);
+	}
+	const named = { host: 'node1.example:7980', authorization: 'Bearer sesame' };
+	assert.is((await ask(LOOPBACK, 'GET', '/v1/status', undefined, named)).status, 200);
+});
+
+test('the token file is read again when it changes; empty or missing opens nothing', () => {
+	const dir = mkdtempSync(join(tmpdir(), 'bl-token-'));
+	try {
+		const file = join(dir, 'token');
+		const tokens = tokenFile(file);
+		assert.match((tokens.current() as { error: string }).error, /cannot be read/);
+		writeFileSync(file, 'one\n');
+		assert.equal(tokens.current(), { token: 'one' });
+		writeFileSync(file, 'second\n');
+		assert.equal(tokens.current(), { token: 'second' });
+		writeFileSync(file, '\n');
+		assert.match((tokens.current() as { error: string }).error, /empty/);
+		assert.is(tokenFile(undefined).current(), undefined);
+	} finally {
+		rmSync(dir, { recursive: true });
+	}
+});
+
+test('an error that nobody foresaw is a 500 without its text, and reaches the log', async () => {
+	const { ask, api, errors } = setUp();
+	api.nodes = () => {
+		throw new Error('secret detail');
+	};
+	const res = await ask(UNIX, 'GET', '/v1/nodes');
+	assert.not.match(await res.clone().text(), /secret/);
+	await isProblem(res, 500, 'INTERNAL');
+	assert.is(errors.length, 1);
+});
+
+test('events: filtered, with heartbeats, a bounded queue, and nothing left behind when the reader goes', async () => {
+	const { ask, api } = setUp();
+	const res = await ask(LOOPBACK, 'GET', '/v1/events?verdict=encap_node');
+	assert.match(res.headers.get('content-type') ?? '', /^text\/event-stream/);
+	const reader = res.body!.getReader();
+	const text = new TextDecoder();
+	let seen = '';
+	const until = async (what: RegExp) => {
+		const limit = Date.now() + 3000;
+		while (!what.test(seen)) {
+			assert.ok(Date.now() < limit, `waited for ${what} in ${seen}`);
+			const { value, done } = await reader.read();
+			assert.not(done);
+			seen += text.decode(value);
+		}
+	};
+	await until(/event: hello/);
+	const verdict = s.VerdictEvent.parse(EXAMPLE_VERDICT);
+	api.emit({ ...verdict, verdict: 'drop_denied' });
+	api.emit(verdict);
+	await until(/event: verdict\ndata: .*encap_node/);
+	assert.not.match(seen, /drop_denied/);
+	await until(/: heartbeat/);
+	for (let i = 0; i < 50; i++) api.emit({ ...verdict, bytes: i });
+	await until(/event: lost\ndata: {"events":4\d}/);
+	assert.is(api.listeners.size, 1);
+	await reader.cancel();
+	const limit = Date.now() + 1000;
+	while (api.listeners.size > 0 && Date.now() < limit) await new Promise((r) => setTimeout(r, 5));
+	assert.is(api.listeners.size, 0);
+});
+
+const EXAMPLE_VERDICT = {
+	type: 'verdict',
+	at: '2026-01-02T03:04:05.000Z',
+	program: 'uplink_xdp',
+	verdict: 'encap_node',
+	protocol: 'tcp',
+	source: '192.168.78.100:51234',
+	destination: '192.168.78.1:8080',
+	interface: 'eth0',
+	bytes: 74,
+	service: 'web',
+	backend: null,
+};
+
+test('a third reader of events is refused while two are connected', async () => {
+	const { ask } = setUp();
+	const a = await ask(UNIX, 'GET', '/v1/events');
+	const b = await ask(UNIX, 'GET', '/v1/events');
+	await isProblem(await ask(UNIX, 'GET', '/v1/events'), 503, 'TOO_MANY_READERS');
+	await a.body!.cancel();
+	await b.body!.cancel();
+});
+
+test('listening: the socket has mode 0600 and changes without a token, TCP reads; a living socket is not taken over', async () => {
+	const { app } = setUp();
+	const dir = mkdtempSync(join(tmpdir(), 'bl-http-'));
+	const path = join(dir, 'run', 'beeline.sock');
+	const server = await listen(app, path, ['127.0.0.1:0']);
+	try {
+		assert.is(statSync(path).mode & 0o777, 0o600);
+		const send = (options: object) =>
+			new Promise<number>((resolve, reject) => {
+				const req = httpRequest({ path: '/v1/nodes/node2/drain', method: 'POST', ...options }, (res) => {
+					res.resume();
+					res.on('end', () => resolve(res.statusCode!));
+				});
+				req.on('error', reject);
+				req.end();
+			});
+		assert.is(await send({ socketPath: path }), 200);
+		const port = Number(server.addresses[1]!.split(':')[1]);
+		assert.is(await send({ host: '127.0.0.1', port }), 401);
+		assert.is(await send({ host: '127.0.0.1', port, method: 'GET', path: '/v1/status' }), 200);
+		let refused = '';
+		await listen(app, path, []).catch((e: Error) => {
+			refused = e.message;
+		});
+		assert.match(refused, /another agent answers there/);
+		await listen(app, undefined, [`127.0.0.1:${port}`]).catch((e: Error) => {
+			refused = e.message;
+		});
+		assert.match(refused, /the port is taken/);
+	} finally {
+		await server.close();
+		rmSync(dir, { recursive: true });
+	}
+});
+
+test.run();
