@@ -1,1 +1,34 @@
-export {};
+export type { ClsactFilter, Dev, Direction, XdpMode } from './attach.js';
+export { Btf, type BtfType, type StructField, type StructLayout, type Variable } from './btf.js';
+export { bytesCodec, type Codec, u32, u64 } from './codec.js';
+export { BpfError, NotSupportedError, UsageError, VerifierError } from './errors.js';
+export { Link, type LinkInfo, type LinkKind } from './link.js';
+export {
+	BpfMap,
+	type CreateOptions,
+	type FromPinOptions,
+	type InnerTemplate,
+	MAP_FLAG,
+	type MapInfo,
+	type MapKind,
+	MapOfMaps,
+	maps,
+	RawMap,
+	TypedMap,
+	type UpdateMode,
+} from './map.js';
+export { Mapping } from './mapping.js';
+export {
+	BpfObject,
+	type GlobalVar,
+	type MapOf,
+	type MapShape,
+	OpenObject,
+	type OpenOptions,
+	open,
+	type Shape,
+} from './object.js';
+export { enableStats, type Feature, probe } from './probe.js';
+export { type AttachTcOptions, LIVE_FRAMES, Program, Runner, type TestRunOptions, type TestRunResult } from './program.js';
+export { RingBuffer } from './ring.js';
+export { netnsCookie, possibleCpus, type ProgramInfo } from './sys.js';

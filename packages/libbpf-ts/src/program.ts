@@ -1,0 +1,265 @@
+import { closeSync, openSync, unlinkSync } from 'node:fs';
+import { attachTcFd, attachXdpFd, type Dev, type Direction, type TcAttachment, type XdpAttachment, type XdpMode } from './attach.js';
+import { BpfError, UsageError } from './errors.js';
+import { addressOf, native } from './ffi.js';
+import { Struct, TEST_RUN_OPTS } from './layout.js';
+import { type ClsactOps, Link } from './link.js';
+import { CMD, check, closeFd, dupFd, fdById, linkCreate, permissionHint, type ProgramInfo, programInfo } from './sys.js';
+
+/** BPF_F_TEST_XDP_LIVE_FRAMES: testRun's packets really go where the program sends them. */
+export const LIVE_FRAMES = 2;
+
+export interface TestRunOptions {
+	/** The packet, from its Ethernet header (at least 14 bytes). */
+	readonly data?: Uint8Array;
+	/** struct xdp_md or __sk_buff; see the kernel's Documentation/bpf/bpf_prog_run.rst. */
+	readonly ctx?: Uint8Array;
+	readonly repeat?: number;
+	/** Room for the packet the program leaves; default data.length + 512. */
+	readonly outSize?: number;
+	readonly flags?: number;
+	/** Live frames: packets per batch, up to 256. */
+	readonly batchSize?: number;
+	readonly cpu?: number;
+}
+export interface TestRunResult {
+	/** What the program returned, as a signed 32-bit number. 0 for live frames, whatever happened to them. */
+	readonly retval: number;
+	readonly data: Uint8Array;
+	readonly ctx: Uint8Array;
+	/** Mean per repetition. */
+	readonly durationNs: number;
+}
+
+const EMPTY = new Uint8Array(0);
+
+/** Program.testRun without allocation: fill `data` (and `ctx`), call run(), read `out`. All buffers are reused. */
+export class Runner {
+	readonly data: Uint8Array;
+	readonly out: Uint8Array;
+	readonly ctx: Uint8Array;
+	readonly ctxOut: Uint8Array;
+	private readonly opts: Struct<keyof (typeof TEST_RUN_OPTS)['at'] & string>;
+	private readonly dv: DataView;
+	private readonly n = native();
+	private readonly live: boolean;
+
+	constructor(
+		private readonly program: Program,
+		o: { dataSize: number; ctxSize?: number; outSize?: number; repeat?: number; flags?: number; batchSize?: number; cpu?: number },
+	) {
+		const bytes = (n: number) => new Uint8Array(new ArrayBuffer(n));
+		this.live = ((o.flags ?? 0) & LIVE_FRAMES) !== 0;
+		this.data = bytes(o.dataSize);
+		this.out = this.live ? EMPTY : bytes(o.outSize ?? o.dataSize + 512);
+		this.ctx = bytes(o.ctxSize ?? 0);
+		this.ctxOut = this.live ? EMPTY : bytes(o.ctxSize ?? 0);
+		const at = (b: Uint8Array) => (b.length ? addressOf(b) : 0n);
+		this.opts = new Struct(TEST_RUN_OPTS, {
+			data_in: at(this.data),
+			data_out: at(this.out),
+			ctx_in: at(this.ctx),
+			ctx_out: at(this.ctxOut),
+			repeat: o.repeat ?? (this.live ? 1 : 0),
+			flags: o.flags ?? 0,
+			batch_size: o.batchSize ?? 0,
+			cpu: o.cpu ?? 0,
+		});
+		this.dv = new DataView(this.opts.bytes.buffer);
+	}
+
+	/** Runs on the first `dataLength` bytes of `data`; returns the program's result. */
+	run(dataLength = this.data.length, ctxLength = this.ctx.length): number {
+		const { at } = TEST_RUN_OPTS;
+		if (dataLength > this.data.length || ctxLength > this.ctx.length)
+			throw new UsageError(`test run: ${dataLength} bytes of data and ${ctxLength} of ctx exceed the runner's buffers`);
+		this.dv.setUint32(at.data_size_in, dataLength, true);
+		this.dv.setUint32(at.data_size_out, this.out.length, true);
+		this.dv.setUint32(at.ctx_size_in, ctxLength, true);
+		this.dv.setUint32(at.ctx_size_out, this.ctxOut.length ? ctxLength : 0, true);
+		this.dv.setUint32(at.retval, 0, true);
+		const r = this.n.testRun(this.program.fd, this.opts.bytes);
+		if (r < 0) this.fail(-r);
+		return this.dv.getInt32(at.retval, true);
+	}
+	private fail(errno: number): never {
+		throw new BpfError(
+			`test run of program ${this.program.name}`,
+			errno,
+			errno === 28
+				? `the packet it leaves is larger than outSize ${this.out.length}`
+				: errno === 22
+					? 'is the packet at least 14 bytes, the ctx as the kernel wants it, and flags fit for this type?'
+					: errno === 524 || errno === 95
+						? 'programs of this type have no test run'
+						: permissionHint(errno),
+		);
+	}
+	/** Bytes of `out` the last run filled. */
+	get outLength(): number {
+		return this.dv.getUint32(TEST_RUN_OPTS.at.data_size_out, true);
+	}
+	get ctxOutLength(): number {
+		return this.dv.getUint32(TEST_RUN_OPTS.at.ctx_size_out, true);
+	}
+	/** Mean per repetition of the last run. */
+	get durationNs(): number {
+		return this.dv.getUint32(TEST_RUN_OPTS.at.duration, true);
+	}
+	set repeat(n: number) {
+		this.dv.setInt32(TEST_RUN_OPTS.at.repeat, n, true);
+	}
+}
+
+/** @internal The Link of an attachment made here or by a namespace Worker. */
+export function xdpLink(a: XdpAttachment, dev: Dev): Link {
+	const fallback = a.fallback && new BpfError(`attach native xdp to ${dev}`, a.fallback.errno);
+	return new Link('xdp', a.fd, { mode: a.mode, fallback });
+}
+/** @internal */
+export function tcLink(a: TcAttachment, clsact?: ClsactOps): Link {
+	return a.kind === 'tcx' ? new Link('tcx', a.fd) : new Link('clsact', -1, { filter: a.filter, clsact });
+}
+
+export interface AttachTcOptions {
+	/** auto: tcx where the kernel has it (6.6), else clsact. */
+	readonly via?: 'tcx' | 'clsact' | 'auto';
+	readonly before?: Link;
+	readonly after?: Link;
+	readonly expectedRevision?: bigint;
+	/** clsact only; default 1 and 1. */
+	readonly priority?: number;
+	readonly handle?: number;
+}
+
+export class Program implements Disposable {
+	private handle: number;
+	private readonly label: string;
+	private programId = 0;
+
+	/** @internal Programs come from a BpfObject or fromPin. */
+	constructor(
+		fd: number,
+		name: string,
+		private readonly owned: boolean,
+		/** enum bpf_attach_type the program was loaded for; unknown for a program opened from a pin. */
+		readonly expectedAttachType?: number,
+		readonly section?: string,
+	) {
+		this.handle = fd;
+		this.label = name || programInfo(fd).name;
+	}
+
+	static fromPin(path: string): Program {
+		return new Program(
+			check(`open pinned program ${path}`, native().get(path), `is a program pinned there? ls -l ${path}`),
+			'',
+			true,
+		);
+	}
+	static fromId(id: number): Program {
+		return new Program(check(`open program ${id}`, fdById(CMD.PROG_GET_FD_BY_ID, id)), '', true);
+	}
+
+	get fd(): number {
+		if (this.handle < 0) throw new UsageError(`program ${this.label} is closed or was not loaded`);
+		return this.handle;
+	}
+	get name(): string {
+		return this.label;
+	}
+	get id(): number {
+		this.programId ||= this.info().id;
+		return this.programId;
+	}
+	info(): ProgramInfo {
+		return programInfo(this.fd);
+	}
+
+	/** `auto`: native, then generic where the driver refuses; the link's `mode` says which. */
+	attachXdp(dev: Dev, o: { mode?: XdpMode | 'auto' } = {}): Link {
+		return xdpLink(attachXdpFd(this.fd, dev, o.mode ?? 'auto'), dev);
+	}
+	attachTc(dev: Dev, direction: Direction, o: AttachTcOptions = {}): Link {
+		const { before, after, ...rest } = o;
+		return tcLink(attachTcFd(this.fd, dev, direction, { ...rest, beforeFd: before?.fd, afterFd: after?.fd }));
+	}
+	/** A cgroup2 directory or an fd of one. `attachType` only for programs opened from a pin. */
+	attachCgroup(cgroup: string | number, o: { attachType?: number } = {}): Link {
+		const type = o.attachType ?? this.expectedAttachType;
+		if (type === undefined)
+			throw new UsageError(`attach program ${this.name} to a cgroup: it was opened from a pin, so give its attachType`);
+		const op = `attach program ${this.name} to cgroup ${cgroup}`;
+		let dir = -1;
+		if (typeof cgroup === 'string') {
+			try {
+				dir = openSync(cgroup, 'r');
+			} catch (e) {
+				throw new BpfError(op, 2, 'is it a cgroup2 directory? grep cgroup2 /proc/mounts', e);
+			}
+		}
+		try {
+			const r = linkCreate(this.fd, typeof cgroup === 'number' ? cgroup : dir, type);
+			const hint =
+				r === -9
+					? 'it is not a cgroup2 directory: grep cgroup2 /proc/mounts'
+					: r === -22
+						? 'the program type does not attach to cgroups, or another attach type was loaded'
+						: r === -1
+							? 'a program without BPF_F_ALLOW_MULTI is attached there or above: bpftool cgroup tree'
+							: '';
+			return new Link('cgroup', check(op, r, hint));
+		} finally {
+			if (dir >= 0) closeSync(dir);
+		}
+	}
+
+	/** One run in the kernel. For many, see runner(). */
+	testRun(o: TestRunOptions = {}): TestRunResult {
+		const data = o.data ?? EMPTY;
+		const r = new Runner(this, {
+			dataSize: data.length,
+			ctxSize: o.ctx?.length ?? 0,
+			outSize: o.outSize ?? (data.length ? data.length + 512 : 0),
+			repeat: o.repeat,
+			flags: o.flags,
+			batchSize: o.batchSize,
+			cpu: o.cpu,
+		});
+		r.data.set(data);
+		if (o.ctx) r.ctx.set(o.ctx);
+		const retval = r.run();
+		return {
+			retval,
+			data: r.out.subarray(0, Math.min(r.outLength, r.out.length)),
+			ctx: r.ctxOut.subarray(0, r.ctxOutLength),
+			durationNs: r.durationNs,
+		};
+	}
+	/** For 10⁶ runs: native buffers made once. Sizes in bytes. */
+	runner(o: { dataSize: number; ctxSize?: number; outSize?: number; repeat?: number; flags?: number; batchSize?: number; cpu?: number }): Runner {
+		return new Runner(this, o);
+	}
+
+	/** The path must lie on a bpffs. */
+	pin(path: string): void {
+		check(`pin program ${this.name} to ${path}`, native().pin(this.fd, path), 'is the directory there, on a bpffs, and the name free?');
+	}
+	unpin(path: string): void {
+		unlinkSync(path);
+	}
+	/** An fd of its own, which the caller closes. */
+	dup(): number {
+		return dupFd(this.fd);
+	}
+	/** @internal */
+	forget(): void {
+		this.handle = -1;
+	}
+	[Symbol.dispose](): void {
+		if (this.owned && this.handle >= 0) {
+			closeFd(this.handle);
+			this.handle = -1;
+		}
+	}
+}
