@@ -443,13 +443,13 @@ export const Entries = z
 		},
 	});
 
+const level = z.enum(['trace', 'debug', 'info', 'warn', 'error']);
 export const Config = z
 	.object({
 		node: z.object({ name: z.string(), address: z.string() }),
 		uplinks: z.array(z.string()),
 		membership: z.object({ source: z.string(), file: z.string().nullable() }),
-		http: z.object({ listen: z.array(z.string()), socket: z.string() }),
-		pinRoot: z.string(),
+		http: z.object({ listen: z.array(z.string()), socket: z.string(), tokenFile: z.string().nullable() }),
 		datapath: z.object({
 			xdp: z.enum(['auto', 'native', 'generic']),
 			vxlanPort: port,
@@ -457,17 +457,20 @@ export const Config = z
 			returnPath: z.enum(['auto', 'dsr', 'tunnel']),
 			staleAfter: duration,
 			acceptFirewallBypass: z.boolean(),
+			maxFlows: z.number().int(),
+			maxTracked: z.number().int(),
+			maxHalfOpen: z.number().int(),
 		}),
-		logLevel: z.enum(['trace', 'debug', 'info', 'warn', 'error']),
-		trace: z.boolean().describe('Verdicts are recorded although nobody listens'),
+		pinRoot: z.string(),
+		log: z.object({ level }),
+		trace: z.boolean().describe('Verdicts are recorded although nobody listens; not kept over a restart'),
 	})
 	.openapi('Config', {
 		example: {
 			node: { name: 'node1', address: '192.168.78.1' },
 			uplinks: ['eth0'],
 			membership: { source: 'file', file: '/etc/beeline/mesh.yaml' },
-			http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock' },
-			pinRoot: '/sys/fs/bpf/beeline',
+			http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock', tokenFile: '/etc/beeline/token' },
 			datapath: {
 				xdp: 'auto',
 				vxlanPort: 4789,
@@ -475,8 +478,12 @@ export const Config = z
 				returnPath: 'auto',
 				staleAfter: '60s',
 				acceptFirewallBypass: false,
+				maxFlows: 524288,
+				maxTracked: 262144,
+				maxHalfOpen: 65536,
 			},
-			logLevel: 'info',
+			pinRoot: '/sys/fs/bpf/beeline',
+			log: { level: 'info' },
 			trace: false,
 		},
 	});
@@ -486,14 +493,13 @@ export const ConfigPatch = z
 			.strictObject({
 				returnPath: z.enum(['auto', 'dsr', 'tunnel']).optional(),
 				staleAfter: duration.optional(),
-				acceptFirewallBypass: z.boolean().optional(),
 			})
 			.optional(),
-		logLevel: z.enum(['trace', 'debug', 'info', 'warn', 'error']).optional(),
+		log: z.strictObject({ level }).optional(),
 		trace: z.boolean().optional(),
 	})
 	.describe('What can be changed while the agent runs; the rest is read at start')
-	.openapi('ConfigPatch', { example: { logLevel: 'debug', datapath: { staleAfter: '30s' } } });
+	.openapi('ConfigPatch', { example: { log: { level: 'debug' }, datapath: { staleAfter: '30s' } } });
 
 export const VerdictEvent = z
 	.object({

@@ -161,17 +161,17 @@ test('what is not there is a 404, what is not yet there says so, and a wrong met
 
 test('bodies: malformed is 400, not JSON 415, over 1 MiB 413, invalid 422 with the field', async () => {
 	const { ask } = setUp();
-	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', '{"logLevel"'), 400, 'MALFORMED');
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', '{"log"'), 400, 'MALFORMED');
 	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', 'a=1', { 'content-type': 'text/plain' }), 415, 'NOT_JSON');
 	await isProblem(await ask(UNIX, 'PATCH', '/v1/config'), 415, 'NOT_JSON');
-	const big = JSON.stringify({ logLevel: 'x'.repeat(1 << 20) });
+	const big = JSON.stringify({ log: 'x'.repeat(1 << 20) });
 	await isProblem(
 		await ask(UNIX, 'PATCH', '/v1/config', big, { 'content-length': String(big.length) }),
 		413,
 		'TOO_LARGE',
 	);
 	const table: [string, string, unknown, string][] = [
-		['PATCH', '/v1/config', { logLevel: 'loud' }, 'logLevel'],
+		['PATCH', '/v1/config', { log: { level: 'loud' } }, 'log.level'],
 		['PATCH', '/v1/config', { pinRoot: '/x' }, 'pinRoot'],
 		['PATCH', '/v1/config', { datapath: { vni: 4 } }, 'datapath.vni'],
 		['PATCH', '/v1/services/web', { options: { returnPath: 'nat' } }, 'options.returnPath'],

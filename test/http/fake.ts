@@ -91,7 +91,7 @@ export function fakeAgent(): FakeAgent {
 		node: { name: 'node1', address: '192.168.78.1' },
 		uplinks: ['eth0'],
 		membership: { source: 'file', file: 'mesh.yaml' },
-		http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock' },
+		http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock', tokenFile: null },
 		pinRoot: '/sys/fs/bpf/beeline',
 		datapath: {
 			xdp: 'auto',
@@ -100,8 +100,11 @@ export function fakeAgent(): FakeAgent {
 			returnPath: 'auto',
 			staleAfter: '60s',
 			acceptFirewallBypass: false,
+			maxFlows: 524288,
+			maxTracked: 262144,
+			maxHalfOpen: 65536,
 		},
-		logLevel: 'info',
+		log: { level: 'info' },
 		trace: false,
 	};
 	const listeners = new Set<(event: AgentEvent) => void>();

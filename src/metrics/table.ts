@@ -1,0 +1,153 @@
+/**
+ * Every metric of Beeline: name, type, help, unit, labels. Labels are bounded: by programs, verdicts, maps, and by what
+ * the operator configured; never by a client's address or port.
+ */
+export interface MetricSpec {
+	readonly name: string;
+	readonly type: 'counter' | 'gauge' | 'histogram';
+	readonly help: string;
+	readonly unit: 'packets' | 'bytes' | 'seconds' | 'flows' | 'entries' | 'slots' | 'errors' | 'none';
+	readonly labels: readonly string[];
+	/** Upper bounds of a histogram, in its unit. */
+	readonly buckets?: readonly number[];
+}
+
+export const METRICS = {
+	packets: {
+		name: 'beeline_packets_total',
+		type: 'counter',
+		help: 'Packets by the program that saw them and its verdict (bpf/README.md lists them)',
+		unit: 'packets',
+		labels: ['program', 'verdict'],
+	},
+	bytes: {
+		name: 'beeline_bytes_total',
+		type: 'counter',
+		help: 'Bytes, headers included, by program and verdict',
+		unit: 'bytes',
+		labels: ['program', 'verdict'],
+	},
+	servicePackets: {
+		name: 'beeline_service_packets_total',
+		type: 'counter',
+		help: 'Packets of clients to a published port, on this node',
+		unit: 'packets',
+		labels: ['service', 'protocol', 'port'],
+	},
+	serviceBytes: {
+		name: 'beeline_service_bytes_total',
+		type: 'counter',
+		help: 'Bytes of clients to a published port, on this node',
+		unit: 'bytes',
+		labels: ['service', 'protocol', 'port'],
+	},
+	backendPackets: {
+		name: 'beeline_backend_packets_total',
+		type: 'counter',
+		help: 'Packets that this node sent to a backend',
+		unit: 'packets',
+		labels: ['service', 'backend', 'node'],
+	},
+	backendBytes: {
+		name: 'beeline_backend_bytes_total',
+		type: 'counter',
+		help: 'Bytes that this node sent to a backend',
+		unit: 'bytes',
+		labels: ['service', 'backend', 'node'],
+	},
+	backendNewFlows: {
+		name: 'beeline_backend_new_flows_total',
+		type: 'counter',
+		help: 'TCP flows (SYNs) that this node sent to a backend',
+		unit: 'flows',
+		labels: ['service', 'backend', 'node'],
+	},
+	backendState: {
+		name: 'beeline_backend_state',
+		type: 'gauge',
+		help: '1 for the state that a backend is in, 0 for the others',
+		unit: 'none',
+		labels: ['service', 'backend', 'node', 'state'],
+	},
+	flows: {
+		name: 'beeline_flows',
+		type: 'gauge',
+		help: 'Living flows of the backends on this node',
+		unit: 'flows',
+		labels: ['service'],
+	},
+	mapEntries: {
+		name: 'beeline_map_entries',
+		type: 'gauge',
+		help: 'Entries of a map',
+		unit: 'entries',
+		labels: ['map'],
+	},
+	mapMaxEntries: {
+		name: 'beeline_map_max_entries',
+		type: 'gauge',
+		help: 'Capacity of a map',
+		unit: 'entries',
+		labels: ['map'],
+	},
+	slotsInTransition: {
+		name: 'beeline_slots_in_transition',
+		type: 'gauge',
+		help: 'Slots of a service whose flows are tracked because the table is changing',
+		unit: 'slots',
+		labels: ['service'],
+	},
+	nodeReachable: {
+		name: 'beeline_node_reachable',
+		type: 'gauge',
+		help: '1 where the way to a node is known, 0 where it is not',
+		unit: 'none',
+		labels: ['node'],
+	},
+	reconcileDuration: {
+		name: 'beeline_reconcile_duration_seconds',
+		type: 'histogram',
+		help: 'From reading the membership to the last write of a map',
+		unit: 'seconds',
+		labels: [],
+		buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
+	},
+	reconcileErrors: {
+		name: 'beeline_reconcile_errors_total',
+		type: 'counter',
+		help: 'Reconciles that failed; the state before them is kept',
+		unit: 'errors',
+		labels: [],
+	},
+	convergence: {
+		name: 'beeline_convergence_seconds',
+		type: 'histogram',
+		help: 'From the first sign of a change to its last write in the maps',
+		unit: 'seconds',
+		labels: [],
+		buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
+	},
+	invalid: {
+		name: 'beeline_refused',
+		type: 'gauge',
+		help: 'Ports, uplinks and labels that are refused (GET /v1/status says why)',
+		unit: 'entries',
+		labels: [],
+	},
+	programRun: {
+		name: 'beeline_program_run_seconds_total',
+		type: 'counter',
+		help: 'Time that a program ran, while kernel.bpf_stats_enabled is 1',
+		unit: 'seconds',
+		labels: ['program'],
+	},
+	buildInfo: {
+		name: 'beeline_build_info',
+		type: 'gauge',
+		help: 'Always 1',
+		unit: 'none',
+		labels: ['version', 'abi', 'node_version'],
+	},
+} as const satisfies Readonly<Record<string, MetricSpec>>;
+
+export type MetricKey = keyof typeof METRICS;
