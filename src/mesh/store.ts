@@ -1,11 +1,4 @@
-import type {
-	Backend,
-	Frontend,
-	LocalBackend,
-	Node,
-	Settings,
-	Uplink,
-} from '../loader/layout.gen.js';
+import type { Backend, Frontend, LocalBackend, Node, Settings, Uplink } from '../loader/layout.gen.js';
 
 /**
  * The datapath's maps as reconcile() sees them. src/loader implements it on pinned maps, tests in memory; one contract

@@ -1,0 +1,194 @@
+/** beeline.yaml: what is true of this node alone (DESIGN 7.2). */
+import { hostname } from 'node:os';
+import { dirname, isAbsolute, resolve } from 'node:path';
+import { isMap, isScalar } from 'yaml';
+import { z } from 'zod';
+import {
+	address4,
+	bool,
+	check,
+	duration,
+	integer,
+	name,
+	oneOf,
+	type Problem,
+	parseAddress,
+	parseSource,
+	port,
+	readText,
+	refuse,
+	type Source,
+	size,
+	value,
+	writeAtomically,
+} from './mesh/sources/document.js';
+
+/** `127.0.0.1:7980`, `[::1]:7980`, `localhost:7980` */
+export interface Listen {
+	readonly host: string;
+	readonly port: number;
+}
+
+function parseListen(x: unknown): Listen | undefined {
+	const m = typeof x === 'string' ? /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(x) : null;
+	if (!m || Number(m[3]) < 1 || Number(m[3]) > 65535) return undefined;
+	if (m[2] === 'localhost') return { host: 'localhost', port: Number(m[3]) };
+	const host = m[1] === undefined ? parseAddress(m[2], 4) : parseAddress(m[1]);
+	return host === undefined ? undefined : { host, port: Number(m[3]) };
+}
+
+/** Whether only processes of this machine can reach it. */
+export function isLoopback(host: string): boolean {
+	return host === 'localhost' || host === '::1' || /^127\./.test(host);
+}
+
+const path = value('an absolute or relative path', (x) =>
+	typeof x === 'string' && x.length > 0 && !x.includes('\0') ? x : undefined,
+);
+const powerOfTwo = (min: number, max: number) =>
+	value(`a power of two from ${min} to ${max}`, (x) =>
+		typeof x === 'number' && Number.isInteger(x) && x >= min && x <= max && (x & (x - 1)) === 0 ? x : undefined,
+	);
+
+export const configSchema = z.strictObject({
+	node: z
+		.strictObject({
+			name: name.optional(),
+			address: address4.optional(),
+		})
+		.prefault({}),
+	uplinks: z
+		.array(
+			value('the name of an interface', (x) => (typeof x === 'string' && /^[^\s/]{1,15}$/.test(x) ? x : undefined)),
+		)
+		.min(1, 'at least one interface, or no such key')
+		.optional(),
+	membership: z
+		.strictObject({
+			source: oneOf('file', 'docker', 'etcd').default('file'),
+			file: path.default('mesh.yaml'),
+		})
+		.prefault({}),
+	http: z
+		.strictObject({
+			listen: z
+				.array(value('an address and a port such as 127.0.0.1:7980 or [::1]:7980', parseListen))
+				.default([{ host: '127.0.0.1', port: 7980 }]),
+			socket: path.default('/run/beeline/beeline.sock'),
+			tokenFile: path.optional(),
+		})
+		.prefault({}),
+	datapath: z
+		.strictObject({
+			xdp: oneOf('auto', 'native', 'generic').default('auto'),
+			vxlanPort: port.default(4789),
+			vni: integer(1, 16777215, 'a VNI').default(12509184),
+			returnPath: oneOf('auto', 'dsr', 'tunnel').default('auto'),
+			staleAfter: duration.default(60_000),
+			acceptFirewallBypass: bool.default(false),
+			/** Replies that can be turned back at once on this node (`revnat`): about 200 bytes each. */
+			maxFlows: size(1024, 16777216).default(524288),
+			/** Flows whose slot is in transition (`conntrack`). */
+			maxTracked: size(1024, 16777216).default(262144),
+			/** Handshakes in progress on slots in transition (`conntrack_half_open`). */
+			maxHalfOpen: powerOfTwo(1024, 16777216).default(65536),
+		})
+		.prefault({}),
+	pinRoot: value('an absolute path on a BPF file system', (x) =>
+		typeof x === 'string' && isAbsolute(x) ? x : undefined,
+	).default('/sys/fs/bpf/beeline'),
+	log: z.strictObject({ level: oneOf('trace', 'debug', 'info', 'warn', 'error').default('info') }).prefault({}),
+});
+
+/** beeline.yaml with all defaults; durations in milliseconds, paths absolute. */
+export interface Config {
+	/** Where it was read from; undefined: nothing but defaults. */
+	readonly file?: string;
+	readonly node: { readonly name: string; readonly address?: string };
+	/** undefined: chosen as DESIGN 5.1 says. */
+	readonly uplinks?: readonly string[];
+	readonly membership: { readonly source: 'file' | 'docker' | 'etcd'; readonly file: string };
+	readonly http: { readonly listen: readonly Listen[]; readonly socket: string; readonly tokenFile?: string };
+	readonly datapath: {
+		readonly xdp: 'auto' | 'native' | 'generic';
+		readonly vxlanPort: number;
+		readonly vni: number;
+		readonly returnPath: 'auto' | 'dsr' | 'tunnel';
+		readonly staleAfter: number;
+		readonly acceptFirewallBypass: boolean;
+		readonly maxFlows: number;
+		readonly maxTracked: number;
+		readonly maxHalfOpen: number;
+	};
+	readonly pinRoot: string;
+	readonly log: { readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error' };
+}
+
+/**
+ * Reads the text of beeline.yaml. Relative paths are relative to the file's directory.
+ * @throws BeelineError BAD_YAML or INVALID_CONFIG: file, line, column, what was expected
+ */
+export function parseConfig(file: string, content: string, host: string = hostname()): Config {
+	const source = parseSource(file, content);
+	const result = check(configSchema, source.data ?? {});
+	if (!result.data) throw refuse(source, result.problems);
+	const c = result.data;
+	const problems: Problem[] = [];
+	for (const [i, l] of c.http.listen.entries())
+		if (!isLoopback(l.host) && c.http.tokenFile === undefined)
+			problems.push({
+				path: ['http', 'listen', i],
+				text: `is ${JSON.stringify(l.host)}, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1`,
+			});
+	for (const [i, u] of (c.uplinks ?? []).entries())
+		if (c.uplinks?.indexOf(u) !== i)
+			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });
+	if (problems.length > 0) throw refuse(source, problems);
+	const at = (p: string) => resolve(dirname(resolve(file)), p);
+	return {
+		file: resolve(file),
+		node: { ...c.node, name: c.node.name ?? host },
+		...(c.uplinks ? { uplinks: c.uplinks } : {}),
+		membership: { ...c.membership, file: at(c.membership.file) },
+		http: {
+			listen: c.http.listen,
+			socket: at(c.http.socket),
+			...(c.http.tokenFile === undefined ? {} : { tokenFile: at(c.http.tokenFile) }),
+		},
+		datapath: c.datapath,
+		pinRoot: c.pinRoot,
+		log: c.log,
+	};
+}
+
+/** Reads beeline.yaml. @throws BeelineError READ_FAILED, BAD_YAML, INVALID_CONFIG */
+export function loadConfig(file: string): Config {
+	return parseConfig(file, readText(file, 'configuration'));
+}
+
+/** What an agent may change while it runs; the rest decides what it is, and needs a restart. */
+export const changeableKeys = ['datapath.returnPath', 'datapath.staleAfter', 'log.level'] as const;
+
+/**
+ * Writes values into beeline.yaml, keeping comments; `null` removes a key. Keys are paths (`datapath.returnPath`).
+ * Nothing is written where the result would not be accepted.
+ * @throws BeelineError INVALID_CONFIG, WRITE_FAILED
+ */
+export function updateConfig(file: string, values: Readonly<Record<string, unknown>>): Config {
+	const source: Source = parseSource(file, readText(file, 'configuration'));
+	const doc = source.doc();
+	if (!isMap(doc.contents)) doc.contents = doc.createNode({}) as never;
+	for (const [key, v] of Object.entries(values)) {
+		const steps = key.split('.');
+		if (v === null) doc.deleteIn(steps);
+		else {
+			const old = doc.getIn(steps, true);
+			if (isScalar(old) && typeof v !== 'object') old.value = v;
+			else doc.setIn(steps, doc.createNode(v));
+		}
+	}
+	const next = doc.toString({ lineWidth: 0 });
+	const config = parseConfig(file, next);
+	writeAtomically(file, next);
+	return config;
+}

@@ -1,0 +1,164 @@
+/**
+ * The agent's half of tracked transitions (DESIGN 5.3): which slots move, what they remember, when they rest again.
+ *
+ *     stable ──change──▶ moving ──window after since──▶ settling ──window after needed──▶ stable
+ *                         ▲  │change: the oldest previous stays       │change
+ *                         └──┴────────────────────────────────────────┘
+ *
+ * Only stable and moving are stored; settling and the return to stable follow from the clock, so that nothing has to
+ * happen for them. The programs compute the same from the same words.
+ */
+import {
+	REF_GENERATION_MASK,
+	REF_INDEX_BITS,
+	REF_KERNEL,
+	REF_MASK,
+	REF_NONE,
+	SLOT_PHASE_SHIFT,
+} from '../loader/layout.gen.js';
+import type { OpenTable, TransitionRow } from './store.js';
+
+const MOVING = 1 << SLOT_PHASE_SHIFT;
+
+export type Phase = 'stable' | 'moving' | 'settling';
+
+/** A reference from an index and the generation of its incarnation. */
+export function refOf(index: number, generation: number): number {
+	return ((generation << REF_INDEX_BITS) & REF_GENERATION_MASK) | index;
+}
+export const refIndex = (ref: number): number => ref & ((1 << REF_INDEX_BITS) - 1);
+export const refGeneration = (ref: number): number => (ref & REF_GENERATION_MASK) >>> REF_INDEX_BITS;
+
+export interface SlotClock {
+	/** CLOCK_BOOTTIME, ns. */
+	readonly nowNs: bigint;
+	/** trackingWindow, ns. */
+	readonly windowNs: bigint;
+}
+
+/** The phase that programs see at `nowNs`. */
+export function phaseOf(word: number, row: TransitionRow | undefined, clock: SlotClock): Phase {
+	if (word >>> SLOT_PHASE_SHIFT !== 1 || row === undefined) return 'stable';
+	if (clock.nowNs - row.sinceNs <= clock.windowNs) return 'moving';
+	return clock.nowNs - row.neededNs <= clock.windowNs ? 'settling' : 'stable';
+}
+
+/**
+ * A generation that no record of this slot carries: one more than the last, or, where the last is not known any more
+ * because a stable table's transitions were dropped, seconds since boot, which no counter can have overtaken unless the
+ * slot changed more than once a second ever since.
+ */
+function nextGeneration(row: TransitionRow | undefined, nowNs: bigint): number {
+	if (row !== undefined) return (row.generation + 1) >>> 0 || 1;
+	return Math.max(1, Number(nowNs / 1_000_000_000n) >>> 0);
+}
+
+export interface Applied {
+	/** Slots whose `current` changed. */
+	readonly changed: number;
+	/** Whether a slot of the table is not stable now. */
+	readonly moving: boolean;
+}
+
+/**
+ * Makes `current` of every slot what `desired` says. A smaller `desired` is repeated to fill the table.
+ *
+ * The transition is written before the slot, so a program never sees a moving slot without what it needs.
+ *
+ * @param desired refs; its length is a power of two, at most the table's
+ * @param isKnown whether a reference still names a backend; one that is down is known
+ */
+export function applySlots(
+	t: OpenTable,
+	desired: Uint32Array,
+	clock: SlotClock,
+	isKnown: (ref: number) => boolean,
+): Applied {
+	const wrap = desired.length - 1;
+	let changed = 0;
+	let moving = false;
+	for (let i = 0; i < t.size; i++) {
+		const word = t.slot(i);
+		const current = word & REF_MASK;
+		const want = desired[i & wrap];
+		if (current === want) {
+			if (word !== current) moving = true;
+			continue;
+		}
+		changed++;
+		if (current === REF_NONE) {
+			// Nothing was served from here: nothing to remember. A transition under way goes on.
+			t.setSlot(i, ((word & ~REF_MASK) | want) >>> 0);
+			if (word !== current) moving = true;
+			continue;
+		}
+		const row = t.transition(i);
+		const phase = phaseOf(word, row, clock);
+		const keepsOldest = phase === 'moving' && row !== undefined && row.previous !== REF_NONE && isKnown(row.previous);
+		t.setTransition(i, {
+			sinceNs: clock.nowNs,
+			neededNs: clock.nowNs,
+			previous: keepsOldest ? row.previous : current,
+			generation: phase === 'stable' ? nextGeneration(row, clock.nowNs) : (row as TransitionRow).generation,
+		});
+		t.setSlot(i, (MOVING | want) >>> 0);
+		moving = true;
+	}
+	return { changed, moving };
+}
+
+/**
+ * Marks the slots of a table that has just been made as moving away from the kernel's own mesh: flows that it served
+ * when the agent attached stay with it (DESIGN 5.2, joining).
+ */
+export function startFromKernel(t: OpenTable, clock: SlotClock): void {
+	for (let i = 0; i < t.size; i++) {
+		const word = t.slot(i);
+		t.setTransition(i, {
+			sinceNs: clock.nowNs,
+			neededNs: clock.nowNs,
+			previous: REF_KERNEL,
+			generation: nextGeneration(t.transition(i), clock.nowNs),
+		});
+		t.setSlot(i, (MOVING | (word & REF_MASK)) >>> 0);
+	}
+}
+
+/** Hands all new flows back to the kernel's mesh; flows of the backends stay (DESIGN 5.2, leaving). */
+export function leaveToKernel(t: OpenTable, clock: SlotClock, isKnown: (ref: number) => boolean): Applied {
+	return applySlots(t, new Uint32Array([REF_KERNEL]), clock, isKnown);
+}
+
+export interface Settled {
+	/** Slots that were written back to stable. */
+	readonly settled: number;
+	/** Slots that are still moving or settling. */
+	readonly moving: number;
+}
+
+/**
+ * Writes slots whose time is over back to stable, so that packets stop looking at their transitions. Changes no
+ * packet's way: the programs take such a slot as stable already.
+ */
+export function settle(t: OpenTable, clock: SlotClock): Settled {
+	let settled = 0;
+	let moving = 0;
+	for (let i = 0; i < t.size; i++) {
+		const word = t.slot(i);
+		if (word >>> SLOT_PHASE_SHIFT !== 1) continue;
+		if (phaseOf(word, t.transition(i), clock) !== 'stable') {
+			moving++;
+			continue;
+		}
+		t.setSlot(i, word & REF_MASK);
+		settled++;
+	}
+	return { settled, moving };
+}
+
+/** Slots of a copied table that are not stored as stable. */
+export function countMoving(slots: Uint32Array): number {
+	let n = 0;
+	for (let i = 0; i < slots.length; i++) if (slots[i] >>> SLOT_PHASE_SHIFT !== 0) n++;
+	return n;
+}
