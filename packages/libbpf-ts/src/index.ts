@@ -1,4 +1,5 @@
 export type { ClsactFilter, Dev, Direction, XdpMode } from './attach.js';
+export { ensureBpffs } from './bpffs.js';
 export { Btf, type BtfType, type StructField, type StructLayout, type Variable } from './btf.js';
 export { bytesCodec, type Codec, u32, u64 } from './codec.js';
 export { BpfError, NotSupportedError, UsageError, VerifierError } from './errors.js';
@@ -18,6 +19,7 @@ export {
 	type UpdateMode,
 } from './map.js';
 export { Mapping } from './mapping.js';
+export { type ExecResult, inNetns, Netns, openNetns } from './netns.js';
 export {
 	BpfObject,
 	type GlobalVar,
@@ -29,6 +31,6 @@ export {
 	type Shape,
 } from './object.js';
 export { enableStats, type Feature, probe } from './probe.js';
-export { type AttachTcOptions, LIVE_FRAMES, Program, Runner, type TestRunOptions, type TestRunResult } from './program.js';
+export { type AttachTcOptions, LIVE_FRAMES, Program, Runner, type RunnerOptions, type TestRunOptions, type TestRunResult } from './program.js';
 export { RingBuffer } from './ring.js';
 export { netnsCookie, possibleCpus, type ProgramInfo } from './sys.js';

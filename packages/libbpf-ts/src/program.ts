@@ -31,7 +31,19 @@ export interface TestRunResult {
 	readonly durationNs: number;
 }
 
-const EMPTY = new Uint8Array(0);
+
+export interface RunnerOptions {
+	/** Bytes; likewise ctxSize and outSize (default dataSize + 512). */
+	readonly dataSize: number;
+	readonly ctxSize?: number;
+	readonly outSize?: number;
+	readonly repeat?: number;
+	readonly flags?: number;
+	readonly batchSize?: number;
+	readonly cpu?: number;
+}
+const AT = TEST_RUN_OPTS.at;
+const room = (n: number): Uint8Array => new Uint8Array(new ArrayBuffer(n));
 
 /** Program.testRun without allocation: fill `data` (and `ctx`), call run(), read `out`. All buffers are reused. */
 export class Runner {
@@ -39,55 +51,64 @@ export class Runner {
 	readonly out: Uint8Array;
 	readonly ctx: Uint8Array;
 	readonly ctxOut: Uint8Array;
-	private readonly opts: Struct<keyof (typeof TEST_RUN_OPTS)['at'] & string>;
+	private readonly opts = new Struct(TEST_RUN_OPTS);
 	private readonly dv: DataView;
 	private readonly n = native();
-	private readonly live: boolean;
+	/** Bytes offered to the kernel for its answers; 0 means a null pointer, which it insists on. */
+	private outSize = -1;
+	private ctxSize = -1;
 
 	constructor(
 		private readonly program: Program,
-		o: { dataSize: number; ctxSize?: number; outSize?: number; repeat?: number; flags?: number; batchSize?: number; cpu?: number },
+		o: RunnerOptions,
 	) {
-		const bytes = (n: number) => new Uint8Array(new ArrayBuffer(n));
-		this.live = ((o.flags ?? 0) & LIVE_FRAMES) !== 0;
-		this.data = bytes(o.dataSize);
-		this.out = this.live ? EMPTY : bytes(o.outSize ?? o.dataSize + 512);
-		this.ctx = bytes(o.ctxSize ?? 0);
-		this.ctxOut = this.live ? EMPTY : bytes(o.ctxSize ?? 0);
-		const at = (b: Uint8Array) => (b.length ? addressOf(b) : 0n);
-		this.opts = new Struct(TEST_RUN_OPTS, {
-			data_in: at(this.data),
-			data_out: at(this.out),
-			ctx_in: at(this.ctx),
-			ctx_out: at(this.ctxOut),
-			repeat: o.repeat ?? (this.live ? 1 : 0),
-			flags: o.flags ?? 0,
-			batch_size: o.batchSize ?? 0,
-			cpu: o.cpu ?? 0,
-		});
+		this.data = room(o.dataSize);
+		this.out = room(o.outSize ?? (o.dataSize ? o.dataSize + 512 : 0));
+		this.ctx = room(o.ctxSize ?? 0);
+		this.ctxOut = room(o.ctxSize ?? 0);
 		this.dv = new DataView(this.opts.bytes.buffer);
+		if (this.data.length) this.opts.set('data_in', addressOf(this.data));
+		this.configure(o, this.out.length, this.ctx.length);
 	}
 
-	/** Runs on the first `dataLength` bytes of `data`; returns the program's result. */
+	/** @internal */
+	configure(o: Omit<RunnerOptions, 'dataSize'>, outSize: number, ctxSize: number): void {
+		const live = ((o.flags ?? 0) & LIVE_FRAMES) !== 0;
+		this.dv.setInt32(AT.repeat, o.repeat ?? 1, true);
+		this.dv.setUint32(AT.flags, o.flags ?? 0, true);
+		this.dv.setUint32(AT.batch_size, o.batchSize ?? 0, true);
+		this.dv.setUint32(AT.cpu, o.cpu ?? 0, true);
+		const out = live ? 0 : outSize;
+		if (out !== this.outSize) this.opts.set('data_out', out ? addressOf(this.out) : 0n);
+		this.outSize = out;
+		const ctx = live && ctxSize ? -2 : ctxSize;
+		if (ctx !== this.ctxSize) {
+			this.opts.set('ctx_in', ctxSize ? addressOf(this.ctx) : 0n);
+			this.opts.set('ctx_out', ctx > 0 ? addressOf(this.ctxOut) : 0n);
+		}
+		this.ctxSize = ctx;
+	}
+
+	/** Runs on the first `dataLength` bytes of `data`; returns the program's result (signed). */
 	run(dataLength = this.data.length, ctxLength = this.ctx.length): number {
-		const { at } = TEST_RUN_OPTS;
+		const { dv } = this;
 		if (dataLength > this.data.length || ctxLength > this.ctx.length)
 			throw new UsageError(`test run: ${dataLength} bytes of data and ${ctxLength} of ctx exceed the runner's buffers`);
-		this.dv.setUint32(at.data_size_in, dataLength, true);
-		this.dv.setUint32(at.data_size_out, this.out.length, true);
-		this.dv.setUint32(at.ctx_size_in, ctxLength, true);
-		this.dv.setUint32(at.ctx_size_out, this.ctxOut.length ? ctxLength : 0, true);
-		this.dv.setUint32(at.retval, 0, true);
+		dv.setUint32(AT.data_size_in, dataLength, true);
+		dv.setUint32(AT.data_size_out, this.outSize, true);
+		dv.setUint32(AT.ctx_size_in, ctxLength, true);
+		dv.setUint32(AT.ctx_size_out, this.ctxSize > 0 ? ctxLength : 0, true);
+		dv.setUint32(AT.retval, 0, true);
 		const r = this.n.testRun(this.program.fd, this.opts.bytes);
 		if (r < 0) this.fail(-r);
-		return this.dv.getInt32(at.retval, true);
+		return dv.getInt32(AT.retval, true);
 	}
 	private fail(errno: number): never {
 		throw new BpfError(
 			`test run of program ${this.program.name}`,
 			errno,
 			errno === 28
-				? `the packet it leaves is larger than outSize ${this.out.length}`
+				? `the packet it leaves is larger than outSize ${this.outSize}`
 				: errno === 22
 					? 'is the packet at least 14 bytes, the ctx as the kernel wants it, and flags fit for this type?'
 					: errno === 524 || errno === 95
@@ -97,17 +118,17 @@ export class Runner {
 	}
 	/** Bytes of `out` the last run filled. */
 	get outLength(): number {
-		return this.dv.getUint32(TEST_RUN_OPTS.at.data_size_out, true);
+		return this.outSize ? Math.min(this.dv.getUint32(AT.data_size_out, true), this.out.length) : 0;
 	}
 	get ctxOutLength(): number {
-		return this.dv.getUint32(TEST_RUN_OPTS.at.ctx_size_out, true);
+		return this.ctxSize > 0 ? this.dv.getUint32(AT.ctx_size_out, true) : 0;
 	}
 	/** Mean per repetition of the last run. */
 	get durationNs(): number {
-		return this.dv.getUint32(TEST_RUN_OPTS.at.duration, true);
+		return this.dv.getUint32(AT.duration, true);
 	}
 	set repeat(n: number) {
-		this.dv.setInt32(TEST_RUN_OPTS.at.repeat, n, true);
+		this.dv.setInt32(AT.repeat, n, true);
 	}
 }
 
@@ -214,30 +235,34 @@ export class Program implements Disposable {
 		}
 	}
 
-	/** One run in the kernel. For many, see runner(). */
+	/** One run in the kernel. The answer is the caller's to keep; for a run without copies, see runner(). */
 	testRun(o: TestRunOptions = {}): TestRunResult {
-		const data = o.data ?? EMPTY;
-		const r = new Runner(this, {
-			dataSize: data.length,
-			ctxSize: o.ctx?.length ?? 0,
-			outSize: o.outSize ?? (data.length ? data.length + 512 : 0),
-			repeat: o.repeat,
-			flags: o.flags,
-			batchSize: o.batchSize,
-			cpu: o.cpu,
-		});
-		r.data.set(data);
+		const size = o.data?.length ?? 0;
+		const ctxSize = o.ctx?.length ?? 0;
+		const outSize = o.outSize ?? (size ? size + 512 : 0);
+		let r = this.spare;
+		if (!r || r.data.length < size || r.out.length < outSize || r.ctx.length < ctxSize) {
+			r = new Runner(this, {
+				dataSize: Math.max(2048, size, r?.data.length ?? 0),
+				outSize: Math.max(4096, outSize, r?.out.length ?? 0),
+				ctxSize: Math.max(ctxSize, r?.ctx.length ?? 0),
+			});
+			this.spare = r;
+		}
+		r.configure(o, outSize, ctxSize);
+		if (o.data) r.data.set(o.data);
 		if (o.ctx) r.ctx.set(o.ctx);
-		const retval = r.run();
+		const retval = r.run(size, ctxSize);
 		return {
 			retval,
-			data: r.out.subarray(0, Math.min(r.outLength, r.out.length)),
-			ctx: r.ctxOut.subarray(0, r.ctxOutLength),
+			data: r.out.slice(0, r.outLength),
+			ctx: r.ctxOut.slice(0, r.ctxOutLength),
 			durationNs: r.durationNs,
 		};
 	}
-	/** For 10⁶ runs: native buffers made once. Sizes in bytes. */
-	runner(o: { dataSize: number; ctxSize?: number; outSize?: number; repeat?: number; flags?: number; batchSize?: number; cpu?: number }): Runner {
+	private spare: Runner | undefined;
+	/** For 10⁶ runs: native buffers made once. */
+	runner(o: RunnerOptions): Runner {
 		return new Runner(this, o);
 	}
 
