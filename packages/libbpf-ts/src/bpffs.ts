@@ -17,7 +17,11 @@ export function ensureBpffs(path = '/sys/fs/bpf'): void {
 	const deepest = stacked.sort((a, b) => b.length - a.length)[0];
 	const times = stacked.filter((m) => m === deepest).length;
 	if (times > 1)
-		throw new BpfError(op, 16, `${times} bpffs are stacked on ${deepest} and hide each other's pins: umount ${deepest}`);
+		throw new BpfError(
+			op,
+			16,
+			`${times} bpffs are stacked on ${deepest} and hide each other's pins: umount ${deepest}`,
+		);
 	try {
 		mkdirSync(dir, { recursive: true });
 		if (statfsSync(dir).type === BPF_FS_MAGIC) return;

@@ -1,9 +1,10 @@
 // BTF: the compiler's description of the object's types. Parsed from raw bytes, always little-endian.
+
+import { type Codec, codecOf, tsOfType } from './codec.js';
 import { UsageError } from './errors.js';
 import { addressOf, native, type Ptr, viewOf } from './ffi.js';
 import { BTF_INFO, Struct } from './layout.js';
 import { CMD, check, closeFd, fdById, infoInto } from './sys.js';
-import { type Codec, codecOf, tsOfType } from './codec.js';
 
 export type BtfKind =
 	| 'VOID'
@@ -159,7 +160,9 @@ export class Btf {
 		const m = /^(struct|union|enum)\s+(\S+)$/.exec(name);
 		const bare = m ? m[2] : name;
 		const fits = (k: BtfKind) =>
-			!m ? k !== 'VAR' && k !== 'FUNC' && k !== 'DATASEC' && k !== 'FWD' : k === m[1].toUpperCase() || (m[1] === 'enum' && k === 'ENUM64');
+			!m
+				? k !== 'VAR' && k !== 'FUNC' && k !== 'DATASEC' && k !== 'FWD'
+				: k === m[1].toUpperCase() || (m[1] === 'enum' && k === 'ENUM64');
 		return this.types.find((t) => t.name === bare && fits(t.kind))?.id;
 	}
 
@@ -175,7 +178,8 @@ export class Btf {
 	/** Offsets, sizes and types of a struct's or union's fields. */
 	struct(name: string): StructLayout {
 		const t = this.resolve(this.need(name));
-		if (t.kind !== 'STRUCT' && t.kind !== 'UNION') throw new UsageError(`${name} is not a struct but ${this.cOf(t.id)}`);
+		if (t.kind !== 'STRUCT' && t.kind !== 'UNION')
+			throw new UsageError(`${name} is not a struct but ${this.cOf(t.id)}`);
 		const fields: StructField[] = [];
 		const walk = (s: BtfType, base: number) => {
 			for (const m of s.members) {
@@ -279,14 +283,26 @@ export class Btf {
 
 function parse(bytes: Uint8Array): BtfType[] {
 	const dv = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-	if (bytes.length < 24 || dv.getUint16(0, true) !== 0xeb9f) throw new UsageError('these bytes are not (little-endian) BTF');
+	if (bytes.length < 24 || dv.getUint16(0, true) !== 0xeb9f)
+		throw new UsageError('these bytes are not (little-endian) BTF');
 	const buf = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 	const hdr = dv.getUint32(4, true);
 	const start = hdr + dv.getUint32(8, true);
 	const end = start + dv.getUint32(12, true);
 	const strings = hdr + dv.getUint32(16, true);
 	const text = (off: number) => buf.toString('utf8', strings + off, buf.indexOf(0, strings + off));
-	const none = { id: 0, size: 0, type: 0, signed: false, bool: false, elem: 0, count: 0, members: [], values: [], vars: [] };
+	const none = {
+		id: 0,
+		size: 0,
+		type: 0,
+		signed: false,
+		bool: false,
+		elem: 0,
+		count: 0,
+		members: [],
+		values: [],
+		vars: [],
+	};
 	const types: BtfType[] = [{ ...none, kind: 'VOID', name: '' }];
 	let p = start;
 	const u32 = () => {
@@ -331,12 +347,13 @@ function parse(bytes: Uint8Array): BtfType[] {
 				});
 				break;
 			case 'ENUM':
-				t.signed = flag;
+				// clang before 15 never sets the flag of a signed enum: small negative numbers are told by their look.
 				t.values = Array.from({ length: n }, () => {
 					const name = text(u32());
 					const v = u32();
-					return [name, flag || v < 0x80000000 ? v | 0 : v] as const;
+					return [name, flag || v >= 0xffff0000 ? v | 0 : v] as const;
 				});
+				t.signed = flag || t.values.some(([, v]) => v < 0);
 				break;
 			case 'ENUM64':
 				t.signed = flag;

@@ -47,7 +47,13 @@ function wrap<T>(n: Node): Codec<T> {
 }
 
 const show = (v: unknown): string =>
-	typeof v === 'bigint' ? `${v}n` : typeof v === 'string' ? JSON.stringify(v) : v instanceof Object ? v.constructor.name : String(v);
+	typeof v === 'bigint'
+		? `${v}n`
+		: typeof v === 'string'
+			? JSON.stringify(v)
+			: v instanceof Object
+				? v.constructor.name
+				: String(v);
 
 function node(btf: Btf, id: number, path: string): Node {
 	const t = btf.resolve(id);
@@ -180,7 +186,9 @@ function arrayNode(btf: Btf, t: BtfType, path: string): Node {
 		read: (dv, o) => Array.from({ length: count }, (_, i) => elem.read(dv, o + i * elem.size)),
 		write(dv, o, v) {
 			if (!Array.isArray(v) || v.length !== count)
-				throw new UsageError(`${path}: ${Array.isArray(v) ? `${v.length} elements` : show(v)} given (an array of ${count} is wanted)`);
+				throw new UsageError(
+					`${path}: ${Array.isArray(v) ? `${v.length} elements` : show(v)} given (an array of ${count} is wanted)`,
+				);
 			for (let i = 0; i < count; i++) elem.write(dv, o + i * elem.size, v[i]);
 		},
 	};
@@ -294,7 +302,9 @@ function writeUnionMember(
 		const to = Math.min(f.off + size, g.off + g.node.size);
 		for (let i = from; i < to; i++)
 			if (dv.getUint8(o + i) !== mine.getUint8(i - f.off))
-				throw new UsageError(`${path}: ${g.name} and ${f.name} share memory and contradict each other (give one of them)`);
+				throw new UsageError(
+					`${path}: ${g.name} and ${f.name} share memory and contradict each other (give one of them)`,
+				);
 	}
 	for (let i = 0; i < size; i++) dv.setUint8(o + f.off + i, dv.getUint8(o + f.off + i) | mine.getUint8(i));
 }
@@ -311,7 +321,9 @@ export function bytesCodec(size: number): Codec<Uint8Array> {
 		size,
 		encode(value, into, off = 0) {
 			if (!(value instanceof Uint8Array) || value.length !== size)
-				throw new UsageError(`${size} bytes are wanted, ${value instanceof Uint8Array ? value.length : show(value)} given`);
+				throw new UsageError(
+					`${size} bytes are wanted, ${value instanceof Uint8Array ? value.length : show(value)} given`,
+				);
 			into.set(value, off);
 		},
 		decode: (from, off = 0) => from.slice(off, off + size),
@@ -345,7 +357,8 @@ export function tsOfType(btf: Btf, id: number): string {
 				for (const m of s.members) {
 					const mt = btf.resolve(m.type);
 					if (!m.name && (mt.kind === 'STRUCT' || mt.kind === 'UNION')) walk(mt);
-					else if (m.name) parts.push(`${m.name}: ${m.bits > 32 ? 'bigint' : m.bits ? 'number' : tsOfType(btf, m.type)}`);
+					else if (m.name)
+						parts.push(`${m.name}: ${m.bits > 32 ? 'bigint' : m.bits ? 'number' : tsOfType(btf, m.type)}`);
 				}
 			};
 			walk(t);

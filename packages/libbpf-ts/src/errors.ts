@@ -8,6 +8,8 @@ const EXTRA: Record<number, readonly [string, string]> = {
 	67: ['ENOLINK', 'link has been severed'],
 	61: ['ENODATA', 'no data available'],
 	116: ['ESTALE', 'stale file handle'],
+	16: ['EBUSY', 'device or resource busy'],
+	95: ['EOPNOTSUPP', 'operation not supported'],
 	524: ['ENOTSUPP', 'operation not supported by this kernel'],
 };
 const CODES = new Map<string, number>();
@@ -79,13 +81,16 @@ export class NotSupportedError extends BpfError {
 
 /** Lines of a verifier log that are bookkeeping: instructions, register states, source, statistics. */
 const NOISE =
-	/^(\d+: |; |R\d|from \d|processed \d|verification time|stack depth|max_states|peak_states|mark_read|last_idx|first_idx|regs=|parent |mark_precise|func#|\s*$|-- BEGIN|-- END|arg#|propagating|caller:|callee:|returning from|to caller|BPF program is too large|\(.*\) )/;
+	/^(\d+: |; |R\d+(_\w+)?=|from \d|processed \d|verification time|stack depth|max_states|peak_states|mark_read|last_idx|first_idx|regs=|parent |mark_precise|func#|\s*$|-- BEGIN|-- END|arg#|propagating|caller:|callee:|returning from|to caller|BPF program is too large|\(.*\) )/;
 
+/** The last line that is no bookkeeping, with the one before it where that belongs to it. */
 export function tellingLine(log: string): string {
 	const lines = log.trimEnd().split('\n');
 	for (let i = lines.length - 1; i >= 0; i--) {
 		if (/^BPF program is too large/.test(lines[i])) return lines[i].trim();
-		if (!NOISE.test(lines[i])) return lines[i].trim();
+		if (NOISE.test(lines[i])) continue;
+		const before = i > 0 && !NOISE.test(lines[i - 1]) ? `${lines[i - 1].trim()}; ` : '';
+		return before + lines[i].trim();
 	}
 	return lines.at(-1)?.trim() ?? '';
 }

@@ -97,7 +97,11 @@ function library(name: string): ReturnType<typeof koffi.load> {
 
 function load(): Native {
 	if (process.platform !== 'linux' || (process.arch !== 'x64' && process.arch !== 'arm64'))
-		throw new BpfError('load libbpf', 95, `Linux on x86_64 or arm64 is needed, this is ${process.platform} ${process.arch}`);
+		throw new BpfError(
+			'load libbpf',
+			95,
+			`Linux on x86_64 or arm64 is needed, this is ${process.platform} ${process.arch}`,
+		);
 	const libc = koffi.load('libc.so.6');
 	const bpf = library('libbpf.so.1');
 	const f = <T>(lib: typeof bpf, signature: string): T => lib.func(signature) as unknown as T;
@@ -148,10 +152,7 @@ function load(): Native {
 			'mapCreate',
 			'int bpf_map_create(int t, const char *n, uint32_t ks, uint32_t vs, uint32_t max, void *o)',
 		),
-		progLoad: b(
-			'progLoad',
-			'int bpf_prog_load(int t, const char *n, const char *l, void *insns, size_t cnt, void *o)',
-		),
+		progLoad: b('progLoad', 'int bpf_prog_load(int t, const char *n, const char *l, void *insns, size_t cnt, void *o)'),
 		update: b('update', 'int bpf_map_update_elem(int fd, void *k, void *v, uint64_t f)'),
 		lookup: b('lookup', 'int bpf_map_lookup_elem(int fd, void *k, void *v)'),
 		lookupAndDelete: b('lookupAndDelete', 'int bpf_map_lookup_and_delete_elem(int fd, void *k, void *v)'),

@@ -31,6 +31,14 @@ export {
 	type Shape,
 } from './object.js';
 export { enableStats, type Feature, probe } from './probe.js';
-export { type AttachTcOptions, LIVE_FRAMES, Program, Runner, type RunnerOptions, type TestRunOptions, type TestRunResult } from './program.js';
+export {
+	type AttachTcOptions,
+	LIVE_FRAMES,
+	Program,
+	Runner,
+	type RunnerOptions,
+	type TestRunOptions,
+	type TestRunResult,
+} from './program.js';
 export { RingBuffer } from './ring.js';
-export { netnsCookie, possibleCpus, type ProgramInfo } from './sys.js';
+export { netnsCookie, type ProgramInfo, possibleCpus } from './sys.js';

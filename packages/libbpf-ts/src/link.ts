@@ -1,5 +1,12 @@
 import { unlinkSync } from 'node:fs';
-import { attachClsact, type ClsactFilter, clsactProgram, type Direction, detachClsact, type XdpMode } from './attach.js';
+import {
+	attachClsact,
+	type ClsactFilter,
+	clsactProgram,
+	type Direction,
+	detachClsact,
+	type XdpMode,
+} from './attach.js';
 import { BpfError, UsageError } from './errors.js';
 import { native } from './ffi.js';
 import type { Program } from './program.js';
@@ -150,7 +157,11 @@ export class Link implements Disposable {
 	pin(path: string): void {
 		if (this.kind === 'clsact')
 			throw new UsageError('a clsact filter cannot be pinned: it stays by itself once disown() is called');
-		check(`pin ${this.kind} link to ${path}`, native().pin(this.fd, path), 'is the directory there, on a bpffs, and the name free?');
+		check(
+			`pin ${this.kind} link to ${path}`,
+			native().pin(this.fd, path),
+			'is the directory there, on a bpffs, and the name free?',
+		);
 		this.pinnedAt = path;
 	}
 	/** Removes the pin this object knows of; the link then lives as long as an fd does. */

@@ -125,7 +125,11 @@ export class BpfMap implements Disposable {
 	}
 	/** The path must lie on a bpffs. */
 	pin(path: string): void {
-		check(`pin map ${this.name} to ${path}`, native().pin(this.fd, path), 'is the directory there, on a bpffs, and the name free?');
+		check(
+			`pin map ${this.name} to ${path}`,
+			native().pin(this.fd, path),
+			'is the directory there, on a bpffs, and the name free?',
+		);
 	}
 	unpin(path: string): void {
 		unlinkSync(path);
@@ -243,21 +247,18 @@ export class RawMap {
 		this.need('values', out.vals, out.n * this.lookupSize);
 		this.count[0] = out.n;
 		this.opts.set('elem_flags', 0);
-		const r = this.n.lookupBatch(
-			this.map.fd,
-			cursor,
-			out.cursor,
-			out.keys,
-			out.vals,
-			this.countBytes,
-			this.opts.bytes,
-		);
+		const r = this.n.lookupBatch(this.map.fd, cursor, out.cursor, out.keys, out.vals, this.countBytes, this.opts.bytes);
 		if (r < 0 && r !== -ENOENT) this.batchFailed('lookup', r, out.n);
 		return { n: this.count[0], done: r === -ENOENT };
 	}
 	private batchFailed(what: string, r: number, n: number): never {
 		if (r === -524 || r === -95)
-			throw new NotSupportedError(`${what} a batch in map ${this.map.name}`, 'batch', `${this.map.kind} has no batches here`, -r);
+			throw new NotSupportedError(
+				`${what} a batch in map ${this.map.name}`,
+				'batch',
+				`${this.map.kind} has no batches here`,
+				-r,
+			);
 		throw mapError(this.map, `${what} batch (entry ${this.count[0]} of ${n})`, -r);
 	}
 
@@ -420,7 +421,8 @@ export class TypedMap<K = unknown, V = unknown> extends BpfMap {
 				seen.add(id);
 				yield this.key.decode(next);
 			} else if (++repeats > 4 * this.maxEntries) return;
-			const spare: Uint8Array<ArrayBuffer> = (prev ?? new Uint8Array(new ArrayBuffer(next.length))) as Uint8Array<ArrayBuffer>;
+			const spare: Uint8Array<ArrayBuffer> = (prev ??
+				new Uint8Array(new ArrayBuffer(next.length))) as Uint8Array<ArrayBuffer>;
 			prev = next;
 			next = spare;
 		}
@@ -529,7 +531,8 @@ export class MapOfMaps<K = number, IK = unknown, IV = unknown> extends BpfMap {
 	/** A new inner map like the template, flags included; other sizes need a hash, or an array with BPF_F_INNER_MAP. */
 	createInner(maxEntries?: number, name = `${this.name.slice(0, 12)}_in`): TypedMap<IK, IV> {
 		const t = this.inner;
-		if (!t) throw new UsageError(`map ${this.name}: what its inner maps look like is unknown (pass { inner } to fromPin)`);
+		if (!t)
+			throw new UsageError(`map ${this.name}: what its inner maps look like is unknown (pass { inner } to fromPin)`);
 		const n = maxEntries ?? t.maxEntries;
 		if (n !== t.maxEntries && t.type === MAP_TYPE.array && !(t.flags & MAP_FLAG.INNER_MAP))
 			throw new UsageError(
@@ -551,7 +554,9 @@ export class MapOfMaps<K = number, IK = unknown, IV = unknown> extends BpfMap {
 			throw new BpfError(
 				`put map ${inner.name} into ${this.name}`,
 				-r,
-				-r === 22 ? 'it differs from the inner template in type, key, value, flags or (without BPF_F_INNER_MAP) entries' : '',
+				-r === 22
+					? 'it differs from the inner template in type, key, value, flags or (without BPF_F_INNER_MAP) entries'
+					: '',
 			);
 	}
 	/** All at once: the kernel waits for one grace period instead of one per map (6.8 and later). */

@@ -1,7 +1,7 @@
 // Other network namespaces. setns() on the main thread would leak into libuv's threads; a Worker is one OS thread that
 // enters the namespace and ends with it. fds are the process's, so links made there outlive the Worker.
 import { stat } from 'node:fs/promises';
-import { type MessagePort, MessageChannel, receiveMessageOnPort, Worker } from 'node:worker_threads';
+import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads';
 import type { ClsactFilter, Dev, Direction, TcAttachment, TcOptions, XdpAttachment, XdpMode } from './attach.js';
 import { BpfError, UsageError } from './errors.js';
 import type { ClsactOps, Link } from './link.js';
@@ -158,6 +158,7 @@ export class Netns implements AsyncDisposable {
 	async close(): Promise<void> {
 		if (!this.closed) {
 			this.closed = true;
+			this.worker.ref();
 			this.worker.postMessage('close');
 		}
 		await this.exited;

@@ -60,7 +60,13 @@ const LOG_SIZE = 16 << 20;
 /** Opens an object file (path or bytes). Nothing reaches the kernel before load(). */
 export function open<S extends Shape = Shape>(elf: string | Uint8Array, o: OpenOptions = {}): OpenObject<S> {
 	const n = native();
-	const name = o.name ?? (typeof elf === 'string' ? basename(elf).replace(/\.o$/, '').replace(/\.bpf$/, '') : 'object');
+	const name =
+		o.name ??
+		(typeof elf === 'string'
+			? basename(elf)
+					.replace(/\.o$/, '')
+					.replace(/\.bpf$/, '')
+			: 'object');
 	let bytes: Uint8Array;
 	try {
 		bytes = typeof elf === 'string' ? readFileSync(elf) : elf;
@@ -276,7 +282,15 @@ export class OpenObject<S extends Shape = Shape> implements Disposable {
 		try {
 			if (r < 0) throw this.loadError(-r, text);
 			for (const p of this.progEntries.values()) n.progSetLog(p.ptr, null, 0);
-			return new BpfObject<S>(ptr, this.name, this.btf, [...this.mapEntries.values()], [...this.progEntries.values()], this.variables, text);
+			return new BpfObject<S>(
+				ptr,
+				this.name,
+				this.btf,
+				[...this.mapEntries.values()],
+				[...this.progEntries.values()],
+				this.variables,
+				text,
+			);
 		} catch (e) {
 			n.close(ptr);
 			throw e;
@@ -484,7 +498,9 @@ function named<T>(what: string, object: string, items: ReadonlyMap<string, T>): 
 	return new Proxy(Object.fromEntries(items) as Record<string, T>, {
 		get(target, key) {
 			if (typeof key !== 'string' || key in target || key === 'then' || key === 'toJSON') return target[key as string];
-			throw new UsageError(`BPF object ${object} has no ${what} ${key} (it has ${Object.keys(target).join(', ') || 'none'})`);
+			throw new UsageError(
+				`BPF object ${object} has no ${what} ${key} (it has ${Object.keys(target).join(', ') || 'none'})`,
+			);
 		},
 	});
 }

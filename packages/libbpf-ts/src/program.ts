@@ -1,10 +1,28 @@
 import { closeSync, openSync, unlinkSync } from 'node:fs';
-import { attachTcFd, attachXdpFd, type Dev, type Direction, type TcAttachment, type XdpAttachment, type XdpMode } from './attach.js';
+import {
+	attachTcFd,
+	attachXdpFd,
+	type Dev,
+	type Direction,
+	type TcAttachment,
+	type XdpAttachment,
+	type XdpMode,
+} from './attach.js';
 import { BpfError, UsageError } from './errors.js';
 import { addressOf, native } from './ffi.js';
 import { Struct, TEST_RUN_OPTS } from './layout.js';
 import { type ClsactOps, Link } from './link.js';
-import { CMD, check, closeFd, dupFd, fdById, linkCreate, permissionHint, type ProgramInfo, programInfo } from './sys.js';
+import {
+	CMD,
+	check,
+	closeFd,
+	dupFd,
+	fdById,
+	linkCreate,
+	type ProgramInfo,
+	permissionHint,
+	programInfo,
+} from './sys.js';
 
 /** BPF_F_TEST_XDP_LIVE_FRAMES: testRun's packets really go where the program sends them. */
 export const LIVE_FRAMES = 2;
@@ -30,7 +48,6 @@ export interface TestRunResult {
 	/** Mean per repetition. */
 	readonly durationNs: number;
 }
-
 
 export interface RunnerOptions {
 	/** Bytes; likewise ctxSize and outSize (default dataSize + 512). */
@@ -268,7 +285,11 @@ export class Program implements Disposable {
 
 	/** The path must lie on a bpffs. */
 	pin(path: string): void {
-		check(`pin program ${this.name} to ${path}`, native().pin(this.fd, path), 'is the directory there, on a bpffs, and the name free?');
+		check(
+			`pin program ${this.name} to ${path}`,
+			native().pin(this.fd, path),
+			'is the directory there, on a bpffs, and the name free?',
+		);
 	}
 	unpin(path: string): void {
 		unlinkSync(path);

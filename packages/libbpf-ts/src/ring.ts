@@ -1,4 +1,4 @@
-import { type Codec } from './codec.js';
+import type { Codec } from './codec.js';
 import { UsageError } from './errors.js';
 import { pollReadable } from './ffi.js';
 import { BpfMap } from './map.js';

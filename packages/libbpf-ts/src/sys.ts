@@ -165,7 +165,8 @@ export function ifindexOf(dev: string | number): number {
 		return dev;
 	}
 	const i = native().ifIndex(dev);
-	if (i === 0) throw new BpfError(`find interface ${dev}`, 19, 'no interface of that name in this network namespace: ip link');
+	if (i === 0)
+		throw new BpfError(`find interface ${dev}`, 19, 'no interface of that name in this network namespace: ip link');
 	return i;
 }
 
@@ -179,7 +180,8 @@ export function possibleCpus(): number {
 /** Moves the calling thread into a network namespace. Never on the main thread: libuv's threads would inherit it. */
 export function setNetns(fd: number): void {
 	const n = native();
-	if (n.setns(fd, CLONE_NEWNET) !== 0) throw new BpfError('enter network namespace', n.errno(), permissionHint(n.errno()));
+	if (n.setns(fd, CLONE_NEWNET) !== 0)
+		throw new BpfError('enter network namespace', n.errno(), permissionHint(n.errno()));
 }
 
 /** SO_NETNS_COOKIE of the calling thread's network namespace: what bpf_get_netns_cookie() returns there. */
