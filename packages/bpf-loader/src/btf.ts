@@ -27,6 +27,8 @@ export type BtfType =
 			readonly size: number;
 			readonly values: readonly (readonly [string, number])[];
 	  }
+	| { readonly kind: 'var'; readonly name: string; readonly type: number }
+	| { readonly kind: 'datasec'; readonly name: string; readonly vars: readonly number[] }
 	| { readonly kind: 'other'; readonly name: string };
 
 const KINDS = [
@@ -121,11 +123,19 @@ export function readBtf(object: Uint8Array): readonly BtfType[] {
 				at += count * 8;
 				break;
 			}
+			case 'var':
+				out.push({ kind, name, type: sizeOrType });
+				at += 4;
+				break;
+			case 'datasec':
+				out.push({ kind, name, vars: Array.from({ length: count }, (_, i) => v.getUint32(at + i * 12, true)) });
+				at += count * 12;
+				break;
 			default:
 				out.push({ kind: 'other', name });
 				if (kind === 'func_proto') at += count * 8;
-				else if (kind === 'var' || kind === 'decl_tag') at += 4;
-				else if (kind === 'datasec' || kind === 'enum64') at += count * 12;
+				else if (kind === 'decl_tag') at += 4;
+				else if (kind === 'enum64') at += count * 12;
 		}
 	}
 	return out;
