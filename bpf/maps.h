@@ -75,8 +75,8 @@ struct slot_transitions {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
-	__type(key, __u32);
-	__type(value, struct transition);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct transition));	/* clang leaves types of inner maps out of BTF */
 };
 
 struct {
@@ -162,6 +162,14 @@ struct {
 	__type(key, struct revnat_key);
 	__type(value, struct revnat);
 } revnat_new SEC(".maps");
+
+/* A row under construction: the stack of three nested calls has no room for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct revnat);
+} revnat_scratch SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

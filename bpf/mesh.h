@@ -311,6 +311,7 @@ enum verdict {
 	PASS_NO_REVNAT,		/* an endpoint's packet that answers no flow of ours */
 	PASS_UNMARKED,		/* uplink_tc: not marked by uplink_xdp */
 	ENCAP_NODE,		/* to the backend's node */
+	ENCAP_FRAGMENTS,	/* too big for its node: uplink_tc fragments and encapsulates it */
 	ENCAP_REBALANCED,	/* a SYN for a backend that is down: to another node, once */
 	DELIVER_ENDPOINT,	/* into an endpoint */
 	DELIVER_LOCAL_PROCESS,	/* to a process on the node */

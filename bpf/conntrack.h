@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Slots in transition (DESIGN 5.3; docs/decisions/0002). Three tables, so that a flood of SYNs evicts
+ * nothing that a living flow needs:
+ *
+ *	conntrack_half_open	a SYN was sent to `ref`; its successor is known by its sequence number
+ *	conntrack		flows on `current`
+ *	conntrack_old		flows on `previous`; losing one before the window's end is harmless
+ */
+#ifndef BEELINE_CONNTRACK_H
+#define BEELINE_CONNTRACK_H
+
+#include "maglev.h"
+
+/* A model test drives time itself; the verifier removes the branch where it does not. */
+const volatile bool clock_is_given;
+__u64 given_clock_ns;
+
+INLINE __u64 now_ns(void)
+{
+	return clock_is_given ? given_clock_ns : bpf_ktime_get_boot_ns();
+}
+
+/* Data behind a SYN begins at ISN + 1; a first segment may be reordered within the initial window. */
+#define FOLLOWS_WINDOW 65536
+
+INLINE bool follows(__u32 seq, __u32 isn)
+{
+	return seq - isn - 1 < FOLLOWS_WINDOW;
+}
+
+INLINE void flow_key_of(struct flow_key *k, const struct packet *p)
+{
+	k->client = p->src;
+	k->addr = p->dst;
+	k->client_port = p->sport;
+	k->port = p->dport;
+	k->proto = p->proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+}
+
+INLINE void remember(const struct flow_key *k, struct transition *t, __u32 ref, bool closing, __u32 generation)
+{
+	struct flow f = { .ref = ref, .generation = generation, .closing = closing };
+
+	if (t && ref == t->previous)
+		bpf_map_update_elem(&conntrack_old, k, &f, BPF_ANY);
+	else
+		bpf_map_update_elem(&conntrack, k, &f, BPF_ANY);
+}
+
+/*
+ * The backend of a flow whose slot is moving or settling, or whose service tracks always. `t` is NULL in the latter
+ * case while the slot never moved. Returns REF_NONE where nothing is alive.
+ */
+GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u32 slot)
+{
+	if (!p || !fe)
+		return REF_NONE;
+	bool v6 = p->family == 6;
+	__u32 table = fe->tables[v6].table, mask = fe->tables[v6].mask;
+	bool always = fe->flags & FRONTEND_TRACK_ALWAYS;
+	__u32 *word = slot_of(table, slot);
+
+	if (!word)
+		return REF_NONE;
+	__u32 current = *word & REF_MASK;
+	bool moving = *word >> SLOT_PHASE_SHIFT == SLOT_MOVING;
+	void *inner = bpf_map_lookup_elem(&transitions, &table);
+	struct transition *t = inner ? bpf_map_lookup_elem(inner, &slot) : NULL;
+	__u64 now = now_ns();
+	bool settling = false;
+
+	if (moving && t && now - t->since_ns > fe->window_ns && (__s64)(now - t->since_ns) > 0) {
+		moving = false;
+		settling = now - t->needed_ns <= fe->window_ns || (__s64)(now - t->needed_ns) < 0;
+	}
+	if (!t)
+		moving = false;
+	if (!moving && !settling && !always)
+		return is_alive(current) ? current : next_alive(table, mask, slot);
+
+	__u32 generation = t && !always ? t->generation : 0;
+	bool udp = p->proto == IPPROTO_UDP;
+	bool syn = is_syn(p);
+	bool ending = p->tcp & (TCP_FIN | TCP_RST);
+	struct flow_key k;
+
+	flow_key_of(&k, p);
+	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
+
+	if (!f)
+		f = bpf_map_lookup_elem(&conntrack_old, &k);
+	if (f && f->generation != generation)
+		f = NULL;
+
+	struct flow *half = udp ? NULL : bpf_map_lookup_elem(&conntrack_half_open, &k);
+
+	if (half && !is_alive(half->ref))
+		half = NULL;
+
+	bool alive = f && is_alive(f->ref);
+	/* A newer SYN was answered: its successor replaces a record that is closing or names a backend that is down. */
+	bool superseded = f && !syn && !udp && (f->closing || !alive) && half && follows(p->seq, half->isn);
+
+	if (f && !superseded && !(syn && f->closing) && !((syn || udp) && !alive)) {
+		if (ending)
+			f->closing = 1;
+		if (t && f->ref != current)
+			t->needed_ns = now;
+		/* The record stays: a backend that was wrongly called down may return. */
+		return alive ? f->ref : is_alive(current) ? current : next_alive(table, mask, slot);
+	}
+	if (f && udp) {
+		bpf_map_delete_elem(&conntrack, &k);
+		bpf_map_delete_elem(&conntrack_old, &k);
+	}
+	if (half) {
+		__u32 ref = half->ref;
+
+		if (syn) {
+			if (half->isn == p->seq)
+				return ref;
+		} else if (follows(p->seq, half->isn)) {
+			bpf_map_delete_elem(&conntrack_half_open, &k);
+			/* conntrack is asked first: an old record there must not hide the one that replaces it. */
+			if (superseded) {
+				bpf_map_delete_elem(&conntrack, &k);
+				bpf_map_delete_elem(&conntrack_old, &k);
+			}
+			remember(&k, t, ref, ending, generation);
+			if (t && ref != current)
+				t->needed_ns = now;
+			return ref;
+		}
+	}
+
+	__u32 up = is_alive(current) ? current : next_alive(table, mask, slot);
+
+	if (syn) {
+		struct flow h = { .ref = up, .generation = generation, .isn = p->seq };
+
+		if (up)
+			bpf_map_update_elem(&conntrack_half_open, &k, &h, BPF_ANY);
+		return up;
+	}
+	if (!moving) {
+		if (always && up)
+			remember(&k, t, up, ending, generation);
+		return up;
+	}
+
+	__u32 ref = t && t->previous && is_alive(t->previous) ? t->previous : up;
+
+	if (udp && t && now - t->since_ns > fe->udp_window_ns)
+		ref = up;
+	/* A stand-in for a backend that is down is not recorded. */
+	if (ref && (udp || (t && ref == t->previous))) {
+		remember(&k, t, ref, ending, generation);
+		if (t && ref != current)
+			t->needed_ns = now;
+	}
+	return ref;
+}
+
+/* The backend of a packet to a frontend; REF_NONE: none is alive. */
+INLINE __u32 pick(const struct packet *p, const struct frontend *fe, __u32 hash)
+{
+	bool v6 = p->family == 6;
+	__u32 slot = hash & fe->tables[v6].mask;
+	__u32 *word = slot_of(fe->tables[v6].table, slot);
+
+	if (unlikely(!word))
+		return REF_NONE;
+	__u32 ref = *word & REF_MASK;
+
+	if (unlikely(*word >> SLOT_PHASE_SHIFT != SLOT_STABLE || fe->flags & FRONTEND_TRACK_ALWAYS) &&
+	    !(fe->flags & FRONTEND_TRACK_NONE))
+		return pick_tracked(p, fe, slot);
+	if (unlikely(is_kernel(ref)))
+		return ref;
+	if (unlikely(!ref || !is_alive(ref)))
+		return next_alive(fe->tables[v6].table, fe->tables[v6].mask, slot);
+	return ref;
+}
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Is this packet for a frontend? Indexes before hashes: a port that nothing is published on costs one array read. */
+#ifndef BEELINE_FRONTEND_H
+#define BEELINE_FRONTEND_H
+
+#include "conntrack.h"
+
+INLINE __u32 port_row(__u8 proto, __be16 port)
+{
+	__u32 i = (proto == IPPROTO_UDP ? 1u << 16 : 0) | bpf_ntohs(port);
+	__u32 *row = bpf_map_lookup_elem(&ports, &i);
+
+	return row ? *row : 0;
+}
+
+INLINE bool is_own(const struct settings *s, const struct packet *p)
+{
+	if (p->family == 4) {
+		__be32 a = p->dst.s6_addr32[3];
+
+#pragma unroll
+		for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
+			if (s->own4[i] == a)
+				return true;
+	} else {
+#pragma unroll
+		for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
+			if (same_addr(&s->own6[i], &p->dst))
+				return true;
+	}
+	return unlikely(s->flags & SETTINGS_MORE_ADDRESSES) && bpf_map_lookup_elem(&own_addresses, &p->dst);
+}
+
+/* Index of the frontend that an address and port belong to, or 0. */
+INLINE __u32 find_frontend(const struct settings *s, __u32 row, const struct packet *p)
+{
+	if (unlikely(row & PORT_EXACT)) {
+		struct frontend_key k = { .addr = p->dst, .port = p->dport, .proto = p->proto };
+		__u32 *exact = bpf_map_lookup_elem(&exact_frontends, &k);
+
+		if (exact)
+			return *exact;
+	}
+	row &= PORT_FRONTEND_MASK;
+	return row && is_own(s, p) ? row : 0;
+}
+
+/* An empty allow list is no list (the flag is unset); deny wins. */
+GLOBAL int is_denied(const struct frontend *fe, const struct packet *p)
+{
+	if (!fe || !p)
+		return true;
+	struct acl_key k = { .prefixlen = 32 + 128, .acl = fe->acl, .addr = p->src };
+
+	if (fe->flags & FRONTEND_DENY && bpf_map_lookup_elem(&deny, &k))
+		return true;
+	return fe->flags & FRONTEND_ALLOW && !bpf_map_lookup_elem(&allow, &k);
+}
+
+INLINE bool is_stale(const struct settings *s)
+{
+	return s->stale_after_ns && bpf_ktime_get_boot_ns() - s->heartbeat_ns > s->stale_after_ns;
+}
+
+#endif

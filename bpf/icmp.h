@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* ICMP errors about flows (RFC 792, RFC 4443): who they are about, and those that we send ourselves. */
+#ifndef BEELINE_ICMP_H
+#define BEELINE_ICMP_H
+
+#include "checksum.h"
+#include "maps.h"
+
+/* Bytes of the offending IP packet that our own errors carry. */
+#define QUOTE4 128
+#define QUOTE6 256
+
+INLINE bool is_icmp(const struct packet *p)
+{
+	return p->proto == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
+INLINE bool is_icmp_error(const struct packet *p)
+{
+	if (p->family == 4)
+		return p->icmp_type == ICMP_DEST_UNREACH || p->icmp_type == ICMP_TIME_EXCEEDED ||
+		       p->icmp_type == ICMP_PARAMETERPROB;
+	return p->icmp_type >= ICMPV6_DEST_UNREACH && p->icmp_type <= ICMPV6_PARAMPROB;
+}
+
+/*
+ * The packet that an error quotes, turned round: `q` is the flow as its client would send it (the quoted packet is a
+ * reply). q->l4 is the offset of the quoted ports, *ip the offset of the quoted IP header.
+ */
+NOINLINE int parse_quoted(void *data, void *end, const struct packet *p, struct packet *q)
+{
+	__u32 at = (p->l4 & 0x3ff) + 8;
+	__u8 *l4;
+
+	q->fragment = NOT_FRAGMENT;
+	q->family = p->family;
+	q->len = p->len;
+	q->ref = 0;
+	q->seq = q->ack = 0;
+	q->tcp = TCP_ACK;
+	q->icmp_type = 0;
+	if (p->family == 4) {
+		struct iphdr *ip = data + at;
+
+		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+			return -1;
+		q->proto = ip->protocol;
+		map_ipv4(&q->src, ip->daddr);
+		map_ipv4(&q->dst, ip->saddr);
+		if (ip->frag_off & bpf_htons(IP_OFFSET))
+			return -1;
+		at += ip->ihl * 4;
+	} else {
+		struct ipv6hdr *ip = data + at;
+
+		if ((void *)(ip + 1) > end || ip->version != 6)
+			return -1;
+		q->proto = ip->nexthdr;
+		q->src = ip->daddr;
+		q->dst = ip->saddr;
+		at += sizeof(*ip);
+	}
+	if (q->proto != IPPROTO_TCP && q->proto != IPPROTO_UDP)
+		return -1;
+	l4 = data + at;
+	if ((void *)(l4 + 8) > end)
+		return -1;
+	q->sport = *(__be16 *)(l4 + 2);
+	q->dport = *(__be16 *)l4;
+	q->l4 = at;
+	return 0;
+}
+
+/*
+ * Turns an error about a reply into one about what the endpoint sent: its own address and target port, and the client
+ * port that it knows. The quoted IP header's checksum takes up the change of its address, so the ICMP checksum of
+ * IPv4 sees the ports only.
+ */
+NOINLINE int rewrite_quoted(struct xdp_md *ctx, const struct packet *p, const struct packet *q,
+			    const struct in6_addr *endpoint, const __be16 *ports)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u64 moved = diff_addr(&q->dst, endpoint);
+	__u64 d = diff16(q->dport, ports[0]) + diff16(q->sport, ports[1]);
+	__u32 quoted = (p->l4 & 0x3ff) + 8;
+	__be16 *l4 = data + (q->l4 & 0x7ff);
+	__u16 *check = data + (p->l4 & 0x3ff) + 2;
+
+	if ((void *)(l4 + 4) > end || (void *)(check + 1) > end)
+		return -1;
+	l4[0] = ports[0];
+	l4[1] = ports[1];
+	if (p->family == 4) {
+		struct iphdr *ip = data + ETH_HLEN, *in = data + quoted;
+
+		if ((void *)(ip + 1) > end || (void *)(in + 1) > end)
+			return -1;
+		ip->check = apply_diff(ip->check, diff_addr(&p->dst, endpoint));
+		ip->daddr = endpoint->s6_addr32[3];
+		in->check = apply_diff(in->check, moved);
+		in->saddr = endpoint->s6_addr32[3];
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN, *in = data + quoted;
+
+		if ((void *)(ip + 1) > end || (void *)(in + 1) > end)
+			return -1;
+		d += moved + diff_addr(&p->dst, endpoint);	/* quoted source; pseudo header */
+		ip->daddr = *endpoint;
+		in->saddr = *endpoint;
+	}
+	*check = apply_diff(*check, d);
+	return 0;
+}
+
+/*
+ * "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443) in place of the packet, from the frontend's
+ * address to its sender. `mtu`: bytes of IP packet that fit.
+ */
+GLOBAL int answer_too_big(struct xdp_md *ctx, const struct packet *p, __u16 mtu)
+{
+	if (!p)
+		return -1;
+	bool v4 = p->family == 4;
+	__u32 header = v4 ? 20 + 8 : 40 + 8, quote = v4 ? QUOTE4 : QUOTE6;
+	int surplus = (int)((long)ctx->data_end - (long)ctx->data) - (int)(ETH_HLEN + quote);
+	void *data, *end;
+
+	if (surplus < 0 || bpf_xdp_adjust_tail(ctx, -surplus) || bpf_xdp_adjust_head(ctx, -(int)header))
+		return -1;
+	data = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	struct ethhdr *was = data + header;
+	__u8 mac[6];
+
+	if ((void *)(was + 1) > end)
+		return -1;
+	copy_mac(mac, was->h_dest);
+	copy_mac(eth->h_dest, was->h_source);
+	copy_mac(eth->h_source, mac);
+	if (v4) {
+		struct iphdr *ip = data + ETH_HLEN;
+		struct icmp_header *icmp = (void *)(ip + 1);
+
+		if ((void *)(icmp + 1) + QUOTE4 > end)
+			return -1;
+		eth->h_proto = bpf_htons(ETH_P_IP);
+		*(__u8 *)ip = 0x45;
+		ip->tos = 0;
+		ip->tot_len = bpf_htons(20 + 8 + QUOTE4);
+		ip->id = 0;
+		ip->frag_off = bpf_htons(IP_DF);
+		ip->ttl = 64;
+		ip->protocol = IPPROTO_ICMP;
+		ip->check = 0;
+		ip->saddr = p->dst.s6_addr32[3];
+		ip->daddr = p->src.s6_addr32[3];
+		ip->check = ip_checksum(ip);
+		icmp->type = ICMP_DEST_UNREACH;
+		icmp->code = ICMP_FRAG_NEEDED;
+		icmp->checksum = 0;
+		icmp->frag_needed.unused = 0;
+		icmp->frag_needed.mtu = bpf_htons(mtu);
+		icmp->checksum = ~fold(bpf_csum_diff(0, 0, (__be32 *)icmp, 8 + QUOTE4, 0));
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+		struct icmp_header *icmp = (void *)(ip + 1);
+		__u64 sum;
+
+		if ((void *)(icmp + 1) + QUOTE6 > end)
+			return -1;
+		eth->h_proto = bpf_htons(ETH_P_IPV6);
+		*(__u32 *)ip = bpf_htonl(0x60000000);
+		ip->payload_len = bpf_htons(8 + QUOTE6);
+		ip->nexthdr = IPPROTO_ICMPV6;
+		ip->hop_limit = 64;
+		ip->saddr = p->dst;
+		ip->daddr = p->src;
+		icmp->type = ICMPV6_PKT_TOOBIG;
+		icmp->code = 0;
+		icmp->checksum = 0;
+		icmp->mtu6 = bpf_htonl(mtu);
+		sum = (__u32)bpf_csum_diff(0, 0, (__be32 *)icmp, 8 + QUOTE6, 0);
+		sum += bpf_htons(8 + QUOTE6) + bpf_htons(IPPROTO_ICMPV6);
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			sum += (__u64)p->dst.s6_addr32[i] + p->src.s6_addr32[i];
+		icmp->checksum = ~fold(sum);
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Reply → the frontend it must seem to come from. State, at the backend's node only.
+ *
+ * The endpoint sees the client's own address. Where one client port reaches one endpoint through two frontends, the
+ * second flow gets a stand-in port, derived from the flow, so that any later packet finds it again:
+ *
+ *	candidate 0: the client's own port      candidates 1..3: 1024 + hash(flow, i) % 64512
+ */
+#ifndef BEELINE_REVNAT_H
+#define BEELINE_REVNAT_H
+
+#include "maglev.h"
+#include "count.h"
+
+#define REVNAT_CANDIDATES 4
+
+#define FIN_CLIENT 1
+#define FIN_ENDPOINT 2
+#define BORN_WITHOUT_SYN 4
+
+INLINE __be16 candidate(const struct packet *p, __u32 i)
+{
+	if (i == 0)
+		return p->sport;
+	__u32 a = p->src.s6_addr32[3] ^ p->src.s6_addr32[1], b = p->dst.s6_addr32[3] ^ p->dst.s6_addr32[1];
+	__u32 c = ((__u32)p->sport << 16 | p->dport) + i;
+
+	JHASH_FINAL(a, b, c);
+	return bpf_htons(1024 + c % 64512);
+}
+
+INLINE bool is_mine(const struct revnat *v, const struct packet *p)
+{
+	return v->port == p->dport && v->client_port == p->sport && same_addr(&v->addr, &p->dst);
+}
+
+INLINE void promote(const struct revnat_key *k, struct revnat *v)
+{
+	v->state = REVNAT_PROMOTED;
+	bpf_map_update_elem(&revnat, k, v, BPF_ANY);
+	bpf_map_delete_elem(&revnat_new, k);
+}
+
+/* A client's packet of a known flow: what it says about the flow's life. */
+INLINE void client_spoke(const struct revnat_key *k, struct revnat *v, const struct packet *p, __u32 node, bool fresh)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (v->node != node)
+		v->node = node;	/* the client came in through another node: replies follow */
+	if (now - v->used_ns > 500000000ull)
+		v->used_ns = now;
+	if (p->tcp & (TCP_FIN | TCP_RST)) {
+		v->fins |= FIN_CLIENT;
+		if (p->tcp & TCP_RST || (v->fins & FIN_ENDPOINT))
+			v->state = REVNAT_CLOSING;
+	} else if (unlikely(is_syn(p))) {
+		if (v->state == REVNAT_CLOSING) {
+			v->state = fresh ? REVNAT_NEW : REVNAT_PROMOTED;
+			v->fins = 0;
+		}
+	} else if (fresh && v->state == REVNAT_REPLIED) {
+		if (p->proto == IPPROTO_UDP || (p->tcp & TCP_ACK && p->ack == v->isn + 1))
+			promote(k, v);
+	}
+}
+
+/* A socket of this node, other than a listener, that already owns the tuple: a direct dial of the same process. */
+INLINE bool socket_owns(void *ctx, const struct packet *p, const struct revnat_key *k)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	bool owns;
+
+	if (p->proto != IPPROTO_TCP)
+		return false;
+	if (p->family == 4) {
+		tuple.ipv4.saddr = k->client.s6_addr32[3];
+		tuple.ipv4.daddr = k->endpoint.s6_addr32[3];
+		tuple.ipv4.sport = k->client_port;
+		tuple.ipv4.dport = k->port;
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &k->client, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, &k->endpoint, 16);
+		tuple.ipv6.sport = k->client_port;
+		tuple.ipv6.dport = k->port;
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return false;
+	owns = sk->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return owns;
+}
+
+/*
+ * Finds or makes the record of a client's packet and says which client port the endpoint shall see. Returns 0, or
+ * the verdict to leave with. Looks through all candidates before it inserts: the flow may live at any of them.
+ */
+GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct local_backend *lb, __u32 node,
+			__be16 *port)
+{
+	if (!p || !lb || !port)
+		return DROP_HELPER;
+	struct revnat_key k = {
+		.client = p->src,
+		.endpoint = p->family == 4 ? lb->addr4 : lb->addr6,
+		.client_port = p->sport,
+		.port = lb->port,
+		.proto = p->proto,
+	};
+	struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
+
+	if (likely(v && is_mine(v, p))) {
+		client_spoke(&k, v, p, node, false);
+		*port = p->sport;
+		return 0;
+	}
+
+	bool syn = is_syn(p), tcp = p->proto == IPPROTO_TCP, takes_over = false, promoted = false;
+	int free = -1;
+
+	for (int i = 0; i < REVNAT_CANDIDATES; i++) {
+		k.client_port = candidate(p, i);
+		v = bpf_map_lookup_elem(&revnat, &k);
+		bool fresh = !v;
+
+		if (!v)
+			v = bpf_map_lookup_elem(&revnat_new, &k);
+		if (v) {
+			if (is_mine(v, p)) {
+				*port = k.client_port;
+				client_spoke(&k, v, p, node, fresh);
+				return 0;
+			}
+			if (free < 0 && syn && v->state == REVNAT_CLOSING) {
+				free = i;
+				takes_over = true;
+				promoted = !fresh;
+			}
+		} else if (free < 0) {
+			if (lb->delivery == DELIVER_PROCESS && socket_owns(ctx, p, &k) && syn)
+				continue;
+			free = i;
+		}
+	}
+	if (free < 0)
+		return DROP_NO_PORT;
+
+	__u32 zero = 0;
+	struct revnat *n = bpf_map_lookup_elem(&revnat_scratch, &zero);
+
+	if (!n)
+		return DROP_HELPER;
+	n->addr = p->dst;
+	n->client = p->src;
+	n->port = p->dport;
+	n->client_port = p->sport;
+	n->node = node;
+	n->ref = lb->ref;
+	n->isn = 0;
+	n->state = REVNAT_NEW;
+	n->fins = tcp && !syn ? BORN_WITHOUT_SYN : 0;
+	n->return_path = lb->return_path;
+	n->used_ns = bpf_ktime_get_coarse_ns();
+	k.client_port = candidate(p, free);
+	if (promoted)
+		bpf_map_delete_elem(&revnat, &k);
+	if (bpf_map_update_elem(&revnat_new, &k, n, takes_over ? BPF_ANY : BPF_NOEXIST)) {
+		/* Another CPU was first: it may have been this very flow. */
+		v = bpf_map_lookup_elem(&revnat_new, &k);
+		if (!v || !is_mine(v, p))
+			return DROP_NO_PORT;
+	} else if (syn || !tcp) {
+		count_new_flow(lb->ref);
+	}
+	*port = k.client_port;
+	return 0;
+}
+
+/* The record that an endpoint's packet answers; `p` is the reply as the endpoint sent it. */
+INLINE struct revnat *revnat_find(struct revnat_key *k, const struct packet *p, bool *fresh)
+{
+	struct revnat *v;
+
+	k->client = p->dst;
+	k->endpoint = p->src;
+	k->client_port = p->dport;
+	k->port = p->sport;
+	k->proto = p->proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+	v = bpf_map_lookup_elem(&revnat, k);
+	*fresh = !v;
+	return v ? v : bpf_map_lookup_elem(&revnat_new, k);
+}
+
+INLINE void endpoint_spoke(const struct revnat_key *k, struct revnat *v, const struct packet *p, bool fresh)
+{
+	if (p->proto == IPPROTO_UDP) {
+		if (unlikely(fresh && v->state == REVNAT_NEW))
+			v->state = REVNAT_REPLIED;
+		return;
+	}
+	if (unlikely(p->tcp & (TCP_SYN | TCP_FIN | TCP_RST))) {
+		if (p->tcp & TCP_RST) {
+			v->state = REVNAT_CLOSING;
+			return;
+		}
+		if (p->tcp & TCP_FIN) {
+			v->fins |= FIN_ENDPOINT;
+			if (v->fins & FIN_CLIENT)
+				v->state = REVNAT_CLOSING;
+		} else if (fresh) {
+			v->isn = p->seq;
+			v->state = REVNAT_REPLIED;
+		}
+		return;
+	}
+	if (unlikely(fresh && v->state == REVNAT_NEW && v->fins & BORN_WITHOUT_SYN))
+		promote(k, v);
+}
+
+#endif

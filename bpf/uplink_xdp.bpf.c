@@ -1,0 +1,575 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * XDP on each uplink: clients' packets to frontends, and what other nodes send. The walk is drawn in README.md.
+ */
+#include "revnat.h"
+#include "frontend.h"
+#include "vxlan.h"
+#include "rewrite.h"
+#include "icmp.h"
+#include "mark.h"
+
+/* Where a packet is about to go, and on whose behalf. */
+struct passage {
+	struct local_backend *lb;	/* set: delivered on this node */
+	__u32 ref;			/* else: the backend */
+	__u32 hash;
+	__u32 node;			/* ingress node; index in `nodes` */
+	__be32 vtep;			/* its VTEP */
+	__u8 flags;			/* FRAME_… of the inner source MAC */
+};
+
+/* Not a verdict: the walk goes on to the backend of the passage. */
+#define TO_BE_SENT VERDICT_COUNT
+
+INLINE __u32 frame_len(struct xdp_md *ctx, bool frags)
+{
+	return frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+}
+
+INLINE int mark_for(struct xdp_md *ctx, const struct settings *s, const struct local_backend *lb)
+{
+	if (lb->delivery == DELIVER_PROCESS)
+		return 0;
+	return put_mark(ctx, s->mark, lb->delivery == DELIVER_PEER ? MARK_PEER : MARK_NEIGH, lb->ifindex);
+}
+
+/* Into an endpoint or to a process. `p` is the client's packet as it entered the mesh. */
+INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct passage *to)
+{
+	const struct local_backend *lb = to->lb;
+	struct in6_addr addr = p->family == 4 ? lb->addr4 : lb->addr6;
+	__be16 client_port = p->sport, port = lb->port;
+	__u32 node = to->node;
+
+	if (p->proto != lb->proto)
+		return DROP_MALFORMED;
+	if (likely(p->fragment != LATER_FRAGMENT)) {
+		int refused = revnat_enter(ctx, p, lb, node, &client_port);
+
+		if (refused)
+			return refused;
+	}
+	if (rewrite_destination(ctx, p, &addr, port, client_port))
+		return DROP_MALFORMED;
+	if (unlikely(is_syn(p)) && node != s->self && lb->return_path != RETURN_DSR) {
+		struct node *n = bpf_map_lookup_elem(&nodes, &node);
+
+		if (n)
+			clamp_mss(ctx, p, tunnel_mss(n->mtu, p->family));
+	}
+	p->action = XDP_PASS;
+	if (mark_for(ctx, s, lb))
+		return DROP_HELPER;
+	if (p->fragment == LATER_FRAGMENT)
+		return DELIVER_FRAGMENT;
+	return lb->delivery == DELIVER_PROCESS ? DELIVER_LOCAL_PROCESS : DELIVER_ENDPOINT;
+}
+
+/* An ICMP error about a flow of this backend, rewritten to speak of what the endpoint knows. */
+GLOBAL int enter_icmp(struct xdp_md *ctx, const struct packet *p, const struct local_backend *lb)
+{
+	struct packet q = {};
+	__be16 quoted[2];
+	bool found = false;
+
+	if (!p || !lb)
+		return DROP_HELPER;
+	struct in6_addr endpoint = p->family == 4 ? lb->addr4 : lb->addr6;
+	struct revnat_key k = { .endpoint = endpoint, .port = lb->port, .proto = lb->proto };
+
+	if (parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, &q))
+		return DROP_MALFORMED;
+	k.client = q.src;
+	for (int i = 0; i < REVNAT_CANDIDATES && !found; i++) {
+		k.client_port = candidate(&q, i);
+		struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
+
+		if (!v)
+			v = bpf_map_lookup_elem(&revnat_new, &k);
+		found = v && is_mine(v, &q);
+		quoted[1] = k.client_port;
+	}
+	if (!found)
+		return DROP_UNKNOWN_BACKEND;
+	quoted[0] = lb->port;
+	return rewrite_quoted(ctx, p, &q, &endpoint, quoted) ? DROP_MALFORMED : 0;
+}
+
+INLINE int deliver_icmp(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct passage *to)
+{
+	int refused = enter_icmp(ctx, p, to->lb);
+
+	if (refused)
+		return refused;
+	p->action = XDP_PASS;
+	return mark_for(ctx, s, to->lb) ? DROP_HELPER : DELIVER_ICMP;
+}
+
+/* Prepends the outer headers. The inner packet is not touched. */
+INLINE int encap(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct passage *to,
+		 const struct backend *b, bool frags)
+{
+	__u32 node = b->node;
+	struct node *n = bpf_map_lookup_elem(&nodes, &node);
+
+	if (unlikely(!n || !(n->flags & NODE_RESOLVED)))
+		return DROP_NO_NEXT_HOP;
+
+	__u32 len = frame_len(ctx, frags);
+
+	if (unlikely(len + OUTER_IP_LEN > n->mtu)) {
+		if (is_icmp(p))
+			return DROP_TOO_BIG;
+		if (!p->df) {
+			p->action = XDP_PASS;	/* uplink_tc fragments it */
+			return put_mark(ctx, s->mark, MARK_ENCAP, to->ref) ? DROP_HELPER : ENCAP_FRAGMENTS;
+		}
+		p->action = XDP_TX;
+		return answer_too_big(ctx, p, n->mtu - INNER_OVERHEAD) ? DROP_TOO_BIG : RETURN_TOO_BIG;
+	}
+	if (bpf_xdp_adjust_head(ctx, -ENCAP_LEN))
+		return DROP_HELPER;
+
+	struct outer *o = (void *)(long)ctx->data;
+	struct ethhdr *inner = (void *)(o + 1);
+
+	if ((void *)(inner + 1) > (void *)(long)ctx->data_end)
+		return DROP_HELPER;
+	copy_mac(inner->h_dest, b->mac);
+	fill_source_mac(inner->h_source, to->vtep, to->flags);
+	fill_outer(o, s, n, len, to->hash);
+	p->action = n->ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(n->ifindex, 0);
+	return to->flags & FRAME_REBALANCED ? ENCAP_REBALANCED : ENCAP_NODE;
+}
+
+/* To the backend of the passage: deliver here, or send it to its node. */
+INLINE int send(struct xdp_md *ctx, struct packet *p, const struct settings *s, struct passage *to, bool frags)
+{
+	if (!to->lb) {
+		struct backend *b = backend_of(to->ref);
+
+		if (!b)
+			return DROP_NO_BACKEND;
+		p->ref = to->ref;
+		if (likely(b->node != s->self))
+			return encap(ctx, p, s, to, b, frags);
+
+		struct mac_key k = {};
+
+		copy_mac(k.mac, b->mac);
+		to->lb = bpf_map_lookup_elem(&local_backends, &k);
+		if (!to->lb)
+			return DROP_UNKNOWN_BACKEND;
+	}
+	p->ref = to->lb->ref;
+	return unlikely(is_icmp(p)) ? deliver_icmp(ctx, p, s, to) : deliver(ctx, p, s, to);
+}
+
+/* SYN for a backend that is down or unknown here: the next slots know better. Once, or nodes would play ball. */
+GLOBAL __u32 other_backend(const struct settings *s, const struct packet *p)
+{
+	if (!s || !p)
+		return REF_NONE;
+	__u32 row = port_row(p->proto, p->dport), index = row & PORT_FRONTEND_MASK;
+	bool v6 = p->family == 6;
+
+	if (row & PORT_EXACT) {
+		struct frontend_key k = { .addr = p->dst, .port = p->dport, .proto = p->proto };
+		__u32 *exact = bpf_map_lookup_elem(&exact_frontends, &k);
+
+		if (exact)
+			index = *exact;
+	}
+	struct frontend *fe = index ? bpf_map_lookup_elem(&frontends, &index) : NULL;
+
+	if (!fe || !fe->tables[v6].table)
+		return REF_NONE;
+	__u32 hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
+	__u32 ref = next_alive(fe->tables[v6].table, fe->tables[v6].mask, hash & fe->tables[v6].mask);
+
+	return is_kernel(ref) ? REF_NONE : ref;
+}
+
+/* Answered here so that a probe says "this node's datapath works", not "its agent does". Returns the action. */
+GLOBAL int answer_probe(struct xdp_md *ctx, const struct settings *s)
+{
+	struct outer *o = (void *)(long)ctx->data;
+	struct ethhdr *inner = (void *)(o + 1);
+	struct probe *probe = (void *)(inner + 1);
+	int action = XDP_TX;
+	__be16 port;
+
+	if (!s || (void *)(probe + 1) > (void *)(long)ctx->data_end)
+		return XDP_DROP;
+	if (probe->via) {
+		__be32 via = probe->via;
+		__u32 *index = bpf_map_lookup_elem(&vteps, &via);
+		__u32 i = index ? *index : MAX_NODES;
+		struct node *to = bpf_map_lookup_elem(&nodes, &i);
+
+		if (!to || !(to->flags & NODE_RESOLVED))
+			return XDP_DROP;
+		copy_mac(o->eth.h_dest, to->dmac);
+		copy_mac(o->eth.h_source, to->smac);
+		o->ip.daddr = to->vtep;
+		if (to->ifindex != ctx->ingress_ifindex)
+			action = bpf_redirect(to->ifindex, 0);
+	} else {
+		__u8 mac[6];
+
+		copy_mac(mac, o->eth.h_dest);
+		copy_mac(o->eth.h_dest, o->eth.h_source);
+		copy_mac(o->eth.h_source, mac);
+		o->ip.daddr = o->ip.saddr;
+	}
+	o->ip.saddr = s->vtep;
+	o->ip.ttl = 64;
+	o->ip.check = 0;
+	o->ip.check = ip_checksum(&o->ip);
+	port = o->udp.source;
+	o->udp.source = o->udp.dest;
+	o->udp.dest = port;
+	o->udp.check = 0;
+	inner->h_proto = bpf_htons(ETH_P_PROBE_ANSWER);
+	probe->digest = s->table_digest;
+	return action;
+}
+
+/* A tunnelled reply: only what a frontend of this node may say goes on to the client. */
+GLOBAL int may_return(const struct settings *s, const struct packet *p)
+{
+	if (!s || !p)
+		return false;
+	struct packet as_sent = { .dst = p->src, .family = p->family, .proto = p->proto, .dport = p->sport };
+
+	if (is_icmp(p) || p->fragment == LATER_FRAGMENT)
+		return is_own(s, &as_sent);
+	return find_frontend(s, port_row(p->proto, p->sport), &as_sent) != 0;
+}
+
+/* VXLAN to our VTEP. `p` describes the outer packet, afterwards the inner one. */
+INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct uplink *up,
+		     struct passage *to)
+{
+	struct outer *o = (void *)(long)ctx->data;
+	struct ethhdr *inner = (void *)(o + 1);
+	struct mac_key k = {};
+	__u8 source[6];
+
+	/* IP options in the outer header: nobody of ours sends them. */
+	if (p->l4 != ETH_HLEN + sizeof(struct iphdr) || (void *)(o + 1) > (void *)(long)ctx->data_end ||
+	    o->vxlan.vni != s->vni)
+		return PASS_FOREIGN_VNI;
+
+	__be32 vtep = o->ip.saddr;
+	__u32 *from = bpf_map_lookup_elem(&vteps, &vtep);
+
+	if (!from)
+		return DROP_UNKNOWN_VTEP;
+	__u32 sender = *from;
+	struct node *n = bpf_map_lookup_elem(&nodes, &sender);
+
+	if (!n || sender == s->self || (n->ifindex && n->ifindex != ctx->ingress_ifindex))
+		return DROP_UNKNOWN_VTEP;
+	if (o->vxlan.flags != VXLAN_FLAGS || (void *)(inner + 1) > (void *)(long)ctx->data_end)
+		return DROP_MALFORMED;
+	if (unlikely(inner->h_proto == bpf_htons(ETH_P_PROBE))) {
+		p->action = answer_probe(ctx, s);
+		return p->action == XDP_DROP ? DROP_MALFORMED : RETURN_PROBE;
+	}
+	if (unlikely(inner->h_proto == bpf_htons(ETH_P_PROBE_ANSWER)))
+		return PASS_NOT_OURS;	/* to the agent's socket */
+
+	copy_mac(k.mac, inner->h_dest);
+	copy_mac(source, inner->h_source);
+	to->node = sender;
+	to->vtep = vtep;
+	to->flags = source[1];
+	if (bpf_xdp_adjust_head(ctx, ENCAP_LEN))
+		return DROP_HELPER;
+
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+
+	if ((void *)(eth + 1) > end)
+		return DROP_MALFORMED;
+	copy_mac(eth->h_dest, up->mac);
+	copy_mac(eth->h_source, n->dmac);
+	if (parse(data, end, p) != PARSED)
+		return DROP_MALFORMED;
+
+	if (k.mac[0] == TO_CLIENT) {
+		if (!may_return(s, p))
+			return DROP_BAD_RETURN;
+		p->action = XDP_PASS;
+		return put_mark(ctx, s->mark, MARK_RETURN, 0) ? DROP_HELPER : RETURN_FORWARD;
+	}
+	if (k.mac[0] != TO_BACKEND || source[0] != TO_BACKEND)
+		return DROP_UNKNOWN_BACKEND;
+	if (unlikely(to->flags & FRAME_REBALANCED)) {
+		to->vtep = source_mac_vtep(source);
+		from = bpf_map_lookup_elem(&vteps, &to->vtep);
+		if (!from)
+			return DROP_UNKNOWN_VTEP;
+		to->node = *from;
+	}
+	if (is_icmp(p) && !is_icmp_error(p))
+		return DROP_MALFORMED;
+	to->lb = bpf_map_lookup_elem(&local_backends, &k);
+	if (likely(to->lb && to->lb->state != BACKEND_DOWN))
+		return TO_BE_SENT;
+	if (!is_syn(p) || to->flags & FRAME_REBALANCED)
+		return DROP_UNKNOWN_BACKEND;
+	to->lb = NULL;
+	to->flags |= FRAME_REBALANCED;
+	to->ref = other_backend(s, p);
+	to->hash = to->ref;
+	return to->ref ? TO_BE_SENT : DROP_NO_BACKEND;
+}
+
+/* A listener, or a UDP socket that is not connected, is no proof of a flow. */
+INLINE bool has_flow(struct bpf_sock *sk, bool tcp)
+{
+	bool has = tcp ? sk->state != BPF_TCP_LISTEN : sk->state == BPF_TCP_ESTABLISHED;
+
+	bpf_sk_release(sk);
+	return has;
+}
+
+/* Does a socket of this node own the flow? Asked for ports that its sockets may use as source ports. */
+GLOBAL int socket_has(struct xdp_md *ctx, const struct packet *p)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (!p)
+		return false;
+	if (p->family == 4) {
+		t.ipv4.saddr = p->src.s6_addr32[3];
+		t.ipv4.daddr = p->dst.s6_addr32[3];
+		t.ipv4.sport = p->sport;
+		t.ipv4.dport = p->dport;
+		size = sizeof(t.ipv4);
+	} else {
+		__builtin_memcpy(t.ipv6.saddr, &p->src, 16);
+		__builtin_memcpy(t.ipv6.daddr, &p->dst, 16);
+		t.ipv6.sport = p->sport;
+		t.ipv6.dport = p->dport;
+		size = sizeof(t.ipv6);
+	}
+	if (p->proto == IPPROTO_TCP) {
+		sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+		if (sk) {
+			asm volatile("" ::: "memory");
+			return has_flow(sk, true);
+		}
+		return false;
+	}
+	sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	return sk ? has_flow(sk, false) : false;
+}
+
+/*
+ * A direct dial of a process' target port. It passes as it came, unless a flow of the mesh already uses the client's
+ * port towards that socket: then it gets a stand-in port, as the second of two flows of the mesh would.
+ */
+GLOBAL int direct_dial(struct xdp_md *ctx, const struct packet *p, const struct settings *s)
+{
+	if (!p || !s)
+		return PASS_DIRECT;
+	struct local_backend lb = {
+		.port = p->dport,
+		.proto = p->proto,
+		.delivery = DELIVER_PROCESS,
+		.return_path = RETURN_DSR,
+	};
+	struct revnat_key k = {
+		.client = p->src, .endpoint = p->dst, .client_port = p->sport, .port = p->dport, .proto = p->proto,
+	};
+	bool collides = false;
+	__be16 port;
+
+	for (int i = 0; i < REVNAT_CANDIDATES; i++) {
+		k.client_port = candidate(p, i);
+		struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
+
+		if (!v)
+			v = bpf_map_lookup_elem(&revnat_new, &k);
+		if (!v)
+			continue;
+		if (is_mine(v, p) || (i == 0 && is_syn(p) && v->state != REVNAT_CLOSING)) {
+			collides = true;
+			break;
+		}
+	}
+	if (!collides)
+		return PASS_DIRECT;
+	if (p->family == 4)
+		lb.addr4 = p->dst;
+	else
+		lb.addr6 = p->dst;
+	if (revnat_enter(ctx, p, &lb, s->self, &port) || rewrite_destination(ctx, p, &p->dst, p->dport, port))
+		return PASS_DIRECT;
+	return DELIVER_LOCAL_PROCESS;
+}
+
+/* An ICMP error about a reply goes where the flow goes. Returns the backend. */
+GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const struct settings *s)
+{
+	struct packet q = {};
+
+	if (!p || !s || parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, &q))
+		return REF_NONE;
+	__u32 index = find_frontend(s, port_row(q.proto, q.dport), &q);
+	struct frontend *fe = index ? bpf_map_lookup_elem(&frontends, &index) : NULL;
+
+	if (!fe || !fe->tables[q.family == 6].table)
+		return REF_NONE;
+	__u32 ref = pick(&q, fe, flow_hash(&q, s->hash_seed, fe->flags & FRONTEND_AFFINITY));
+
+	return is_kernel(ref) ? REF_NONE : ref;
+}
+
+INLINE void fragment_key_of(struct fragment_key *k, const struct packet *p)
+{
+	k->src = p->src;
+	k->dst = p->dst;
+	k->id = p->fragment_id;
+	k->proto = p->proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+}
+
+GLOBAL int remember_fragment(const struct packet *p, __u32 ref)
+{
+	struct fragment f = { .ref = ref };
+	struct fragment_key k;
+
+	if (!p)
+		return 0;
+	fragment_key_of(&k, p);
+	return bpf_map_update_elem(&fragments, &k, &f, BPF_ANY);
+}
+
+/* A later fragment goes where the first went. Returns the backend. */
+GLOBAL __u32 find_fragment(const struct packet *p)
+{
+	struct fragment_key k;
+
+	if (!p)
+		return REF_NONE;
+	fragment_key_of(&k, p);
+	struct fragment *f = bpf_map_lookup_elem(&fragments, &k);
+
+	return f ? f->ref : REF_NONE;
+}
+
+/* A packet to a published port. */
+INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings *s, __u32 row, struct passage *to)
+{
+	__u32 index = find_frontend(s, row, p);
+	struct frontend *fe = index ? bpf_map_lookup_elem(&frontends, &index) : NULL;
+
+	if (!fe) {
+		p->action = XDP_PASS;
+		return row & PORT_PROCESS && is_own(s, p) ? direct_dial(ctx, p, s) : PASS_NOT_OURS;
+	}
+	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)))
+		return PASS_SYN_ACK;
+	if (unlikely(row & PORT_LOCAL) && !is_syn(p) && socket_has(ctx, p))
+		return PASS_LOCAL_SOCKET;
+	if (unlikely(!fe->tables[p->family == 6].table))
+		return PASS_NO_BACKEND;
+	if (unlikely(fe->flags & (FRONTEND_ALLOW | FRONTEND_DENY | FRONTEND_KERNEL))) {
+		if (is_denied(fe, p))
+			return DROP_DENIED;
+		if (fe->flags & FRONTEND_KERNEL && (is_syn(p) || p->proto == IPPROTO_UDP) && is_stale(s))
+			return PASS_STALE;
+	}
+	to->hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
+	to->ref = pick(p, fe, to->hash);
+	count_frontend(index, p->len);
+	if (unlikely(!to->ref))
+		return DROP_NO_BACKEND;
+	if (unlikely(is_kernel(to->ref)))
+		return PASS_KERNEL;
+	count_backend(to->ref, p->len);
+	if (unlikely(p->fragment == FIRST_FRAGMENT))
+		remember_fragment(p, to->ref);
+	return TO_BE_SENT;
+}
+
+INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
+{
+	struct passage to = {};
+	bool vxlan = false;
+	__u32 row = 0;
+	int parsed = parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, p), verdict;
+
+	if (unlikely(parsed))
+		return parsed == PARSED_HEADERS ? PASS_HEADERS : PASS_NOT_OURS;
+
+	struct settings *s = settings_row();
+	__u32 slot = ctx->ingress_ifindex & (MAX_UPLINKS - 1);
+	struct uplink *up = bpf_map_lookup_elem(&uplinks, &slot);
+
+	if (unlikely(!s || !up || up->ifindex != ctx->ingress_ifindex))
+		return PASS_NOT_OURS;
+
+	/* Cheapest first: most of what is not ours has a port that nothing is published on. */
+	if (likely(p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && likely(p->fragment != LATER_FRAGMENT)) {
+		vxlan = p->proto == IPPROTO_UDP && p->dport == s->vxlan_port && p->family == 4 &&
+			p->dst.s6_addr32[3] == s->vtep && !p->fragment;
+		if (!vxlan) {
+			row = port_row(p->proto, p->dport);
+			if (!row)
+				return PASS_NOT_OURS;
+		}
+	}
+
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end || unlikely(!same_mac(eth->h_dest, up->mac)))
+		return PASS_NOT_OURS;
+
+	to.node = s->self;
+	to.vtep = s->vtep;
+	if (vxlan) {
+		verdict = tunnelled(ctx, p, s, up, &to);
+	} else if (likely(row)) {
+		verdict = published(ctx, p, s, row, &to);
+	} else {
+		to.ref = p->fragment == LATER_FRAGMENT ? find_fragment(p) :
+			 is_icmp_error(p)	       ? find_icmp_flow(ctx, p, s) :
+							 REF_NONE;
+		to.hash = p->fragment_id * 0x9e3779b1u;
+		verdict = to.ref ? TO_BE_SENT : PASS_NOT_OURS;
+	}
+	return verdict == TO_BE_SENT ? send(ctx, p, s, &to, frags) : verdict;
+}
+
+INLINE int finish(struct xdp_md *ctx, struct packet *p, int verdict)
+{
+	count_verdict(PROGRAM_UPLINK_XDP, verdict, p, ctx->ingress_ifindex);
+	return passes(verdict) ? XDP_PASS : drops(verdict) ? XDP_DROP : p->action;
+}
+
+SEC("xdp")
+int uplink_xdp(struct xdp_md *ctx)
+{
+	struct packet p = { .len = frame_len(ctx, false) };
+
+	return finish(ctx, &p, walk(ctx, &p, false));
+}
+
+/* Frames of more than a page. */
+SEC("xdp.frags")
+int uplink_xdp_frags(struct xdp_md *ctx)
+{
+	struct packet p = { .len = frame_len(ctx, true) };
+
+	return finish(ctx, &p, walk(ctx, &p, true));
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

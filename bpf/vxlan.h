@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * RFC 7348. What a frame of our VNI is lies in its inner MAC addresses:
+ *
+ *	destination  06:h:h:h:h:h   a packet for the backend whose stable key hashes to h…
+ *	             0a:0:0:0:0:0   a reply for a client of the receiving node
+ *	source       06:f:v:v:v:v   v.v.v.v: VTEP of the ingress node; f: FRAME_… flags
+ */
+#ifndef BEELINE_VXLAN_H
+#define BEELINE_VXLAN_H
+
+#include "checksum.h"
+#include "maps.h"
+
+#define VXLAN_FLAGS bpf_htonl(0x08000000)
+#define TO_BACKEND 0x06
+#define TO_CLIENT 0x0a
+#define FRAME_REBALANCED 0x01	/* a SYN that was passed on once: not again */
+
+/* RFC 5342 reserves these for local experiments. */
+#define ETH_P_PROBE 0x88b5
+#define ETH_P_PROBE_ANSWER 0x88b6
+
+#define ENCAP_LEN 50		/* bytes before the inner frame */
+#define OUTER_IP_LEN 36		/* IP, UDP and VXLAN headers */
+#define INNER_OVERHEAD 50	/* between the inner and the outer IP packet's length */
+
+struct vxlan_header {
+	__be32 flags;
+	__be32 vni;
+};
+
+struct outer {
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlan_header vxlan;
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct outer) == ENCAP_LEN, "outer headers");
+
+/* After a probe's inner Ethernet header. The answer carries the answering node's digest. */
+struct probe {
+	__u64 nonce;
+	__u64 digest;
+	__be32 via;	/* not zero: answer to this VTEP (the source address is another's: a proof of DSR) */
+	__be32 pad;
+} __attribute__((packed));
+
+/* `len`: bytes of the inner frame. IPv4 checksum as the kernel computes it, UDP checksum 0 (RFC 7348 section 5). */
+INLINE void fill_outer(struct outer *o, const struct settings *s, const struct node *n, __u32 len, __u32 hash)
+{
+	copy_mac(o->eth.h_dest, n->dmac);
+	copy_mac(o->eth.h_source, n->smac);
+	o->eth.h_proto = bpf_htons(ETH_P_IP);
+	*(__u8 *)&o->ip = 0x45;
+	o->ip.tos = 0;
+	o->ip.tot_len = bpf_htons(len + OUTER_IP_LEN);
+	o->ip.id = 0;
+	o->ip.frag_off = bpf_htons(IP_DF);
+	o->ip.ttl = 64;
+	o->ip.protocol = IPPROTO_UDP;
+	o->ip.check = 0;
+	o->ip.saddr = s->vtep;
+	o->ip.daddr = n->vtep;
+	/* Words of the header that are constant: 4500 + 0000 + 4000 + 4011. */
+	__u64 sum = (__u64)bpf_htons(0x4500) + bpf_htons(0x4000) + bpf_htons(0x4011) + o->ip.tot_len + (__u64)s->vtep +
+		    n->vtep;
+
+	o->ip.check = ~fold(sum);
+	o->udp.source = bpf_htons(0xc000 | (hash >> 16 & 0x3fff));
+	o->udp.dest = s->vxlan_port;
+	o->udp.len = bpf_htons(len + 16);
+	o->udp.check = 0;
+	o->vxlan.flags = VXLAN_FLAGS;
+	o->vxlan.vni = s->vni;
+}
+
+INLINE void fill_source_mac(__u8 *mac, __be32 vtep, __u8 flags)
+{
+	mac[0] = TO_BACKEND;
+	mac[1] = flags;
+	*(__u16 *)(mac + 2) = (__u16)vtep;
+	*(__u16 *)(mac + 4) = (__u16)(vtep >> 16);
+}
+
+INLINE __be32 source_mac_vtep(const __u8 *mac)
+{
+	return (__u32) * (const __u16 *)(mac + 2) | (__u32) * (const __u16 *)(mac + 4) << 16;
+}
+
+#endif
