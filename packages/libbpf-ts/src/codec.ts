@@ -157,9 +157,18 @@ function arrayNode(btf: Btf, t: BtfType, path: string): Node {
 		return {
 			size: count,
 			read(dv, o) {
-				const b = Buffer.from(dv.buffer, dv.byteOffset + o, count);
-				const end = b.indexOf(0);
-				return b.toString('utf8', 0, end < 0 ? count : end);
+				let text = '';
+				for (let i = 0; i < count; i++) {
+					const c = dv.getUint8(o + i);
+					if (c === 0) break;
+					if (c > 127) {
+						const b = Buffer.from(dv.buffer, dv.byteOffset + o, count);
+						const end = b.indexOf(0);
+						return b.toString('utf8', 0, end < 0 ? count : end);
+					}
+					text += String.fromCharCode(c);
+				}
+				return text;
 			},
 			write(dv, o, v) {
 				const b = typeof v === 'string' ? Buffer.from(v) : v;
@@ -183,7 +192,11 @@ function arrayNode(btf: Btf, t: BtfType, path: string): Node {
 	const elem = node(btf, t.elem, `${path}[]`);
 	return {
 		size: count * elem.size,
-		read: (dv, o) => Array.from({ length: count }, (_, i) => elem.read(dv, o + i * elem.size)),
+		read(dv, o) {
+			const r = new Array<unknown>(count);
+			for (let i = 0; i < count; i++) r[i] = elem.read(dv, o + i * elem.size);
+			return r;
+		},
 		write(dv, o, v) {
 			if (!Array.isArray(v) || v.length !== count)
 				throw new UsageError(
@@ -292,6 +305,12 @@ function writeUnionMember(
 	record: Record<string, unknown>,
 	path: string,
 ): void {
+	let others = false;
+	for (const g of fields) if (g !== f && g.union === f.union && record[g.name] !== undefined) others = true;
+	if (!others) {
+		f.node.write(dv, o + f.off, record[f.name]);
+		return;
+	}
 	const size = f.node.size;
 	const mine = new DataView(new ArrayBuffer(size));
 	f.node.write(mine, 0, record[f.name]);

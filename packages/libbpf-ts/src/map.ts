@@ -493,7 +493,11 @@ function perCpu<T>(one: Codec<T>, name: string): Codec<T[]> {
 			into.fill(0, off, off + stride * cpus);
 			values.forEach((v, i) => void one.encode(v, into, off + i * stride));
 		},
-		decode: (from, off = 0) => Array.from({ length: cpus }, (_, i) => one.decode(from, off + i * stride)),
+		decode(from, off = 0) {
+			const r = new Array<T>(cpus);
+			for (let i = 0; i < cpus; i++) r[i] = one.decode(from, off + i * stride);
+			return r;
+		},
 	};
 }
 
