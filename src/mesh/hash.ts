@@ -24,10 +24,16 @@ export function toBigInt(h: Hash64): bigint {
 	return (BigInt(h.high) << 32n) | BigInt(h.low);
 }
 
+/** The lower 40 bits, exact as a number. */
+export function hash40(h: Hash64): number {
+	return (h.high & 255) * 4294967296 + h.low;
+}
+
 const HEX = Array.from({ length: 256 }, (_, i) => i.toString(16).padStart(2, '0'));
 
 /** `06:` + 40 bits: locally administered, unicast, and unlike Docker's `02:42:`. */
-export function macOf(h: Hash64): string {
-	const { low, high } = h;
-	return `06:${HEX[high & 255]}:${HEX[low >>> 24]}:${HEX[(low >>> 16) & 255]}:${HEX[(low >>> 8) & 255]}:${HEX[low & 255]}`;
+export function macOf(hash: number): string {
+	const low = hash >>> 0;
+	const high = Math.floor(hash / 4294967296);
+	return `06:${HEX[high]}:${HEX[low >>> 24]}:${HEX[(low >>> 16) & 255]}:${HEX[(low >>> 8) & 255]}:${HEX[low & 255]}`;
 }

@@ -32,6 +32,8 @@ export interface PublishedPort {
 
 /** Where a task answers: addresses behind an interface of its node, or (none) a process on the node itself. */
 export interface Task {
+	/** Where the source names tasks (Docker's id); else the address tells it from the others. */
+	readonly id?: string;
 	readonly node: string;
 	readonly address4?: string;
 	readonly address6?: string;

@@ -1,0 +1,528 @@
+/** Mesh (desired) + what is true of this node → Entries: the rows that the maps should hold. */
+import {
+	type Backend as BackendRow,
+	BackendState as BackendStates,
+	Delivery,
+	FrontendFlag,
+	type Frontend as FrontendRow,
+	type LocalBackend as LocalBackendRow,
+	MAX_OWN_ADDRESSES,
+	NodeFlag,
+	type Node as NodeRow,
+	PortFlag,
+	ReturnPath as ReturnPaths,
+	type Settings,
+	SettingsFlag,
+	type Uplink as UplinkRow,
+} from '../loader/layout.gen.js';
+import { acquireFrontend, type Ids, type Tables, tableId } from './ids.js';
+import type { MaglevMembers } from './maglev.js';
+import type { Member, Mesh, MeshBackend, MeshFrontend, MeshService } from './plan.js';
+import { refOf } from './slots.js';
+import { isUsable } from './sources/document.js';
+import type { AclKey, ExactKey } from './store.js';
+import type { Protocol, ReturnPath } from './types.js';
+
+/** One interface that clients and other nodes arrive on. */
+export interface UplinkFact {
+	readonly name: string;
+	readonly ifindex: number;
+	/** The device that holds the addresses: the bridge, where the uplink is its port. */
+	readonly l3Ifindex: number;
+	/** Bytes, of the device that holds the addresses. */
+	readonly mtu: number;
+	/** Of the device that holds the addresses. */
+	readonly mac: string;
+	/** Without prefix length. */
+	readonly addresses: readonly string[];
+}
+
+/** How packets to another node leave. */
+export interface NextHop {
+	/** An uplink. */
+	readonly ifindex: number;
+	/** undefined: not resolved. */
+	readonly dmac?: string;
+	readonly smac: string;
+	/** Bytes, of the way. */
+	readonly mtu: number;
+}
+
+/** How a local address is reached. */
+export interface EndpointFact {
+	/** peer: the host end of a veth; neigh: any other interface. */
+	readonly ifindex: number;
+	readonly delivery: 'peer' | 'neigh';
+}
+
+/** protocol (TCP 0, UDP 1) << 16 | port: the key of a port in the maps. */
+export function portKey(protocol: Protocol, port: number): number {
+	return ((protocol === 'udp' ? 1 : 0) << 16) | port;
+}
+
+/**
+ * What is true of this node. Parts are compared by identity: hand in the same map where nothing changed, and no
+ * service is worked out again.
+ */
+export interface LocalFacts {
+	readonly uplinks: readonly UplinkFact[];
+	/** This node's outer address. */
+	readonly vtep: string;
+	readonly netnsCookie: bigint;
+	/** Random per boot. */
+	readonly mark: number;
+	/** By VTEP. */
+	readonly nextHops: ReadonlyMap<string, NextHop>;
+	/** VTEPs whose source address this node may use: proven by a probe. */
+	readonly dsrProven: ReadonlySet<string>;
+	/** By address, as plan writes it. */
+	readonly endpoints: ReadonlyMap<string, EndpointFact>;
+	/** Where processes of this node get packets: addresses of its own. Default: the VTEP and the uplinks' first IPv6. */
+	readonly processAddress4?: string;
+	readonly processAddress6?: string;
+	/** Inclusive: `ip_local_port_range`, and what masquerade uses. */
+	readonly localPorts: readonly (readonly [number, number])[];
+	/** Port keys that the kernel's own mesh served when the agent attached. */
+	readonly kernelPorts: ReadonlySet<number>;
+	/** Port keys that must not be published here, and why. */
+	readonly refusedPorts: ReadonlyMap<number, string>;
+}
+
+/** What beeline.yaml says of the datapath. */
+export interface DatapathOptions {
+	readonly vni: number;
+	readonly vxlanPort: number;
+	readonly staleAfterMs: number;
+	/** For services whose own is `auto`. */
+	readonly returnPath: ReturnPath;
+	/** Verdicts go to the ring buffer. */
+	readonly trace: boolean;
+}
+
+/** A Maglev table that should be. */
+export interface TableSpec {
+	readonly id: number;
+	readonly frontend: number;
+	readonly family: 4 | 6;
+	/** Slots. */
+	readonly size: number;
+	readonly windowNs: bigint;
+	readonly members: MaglevMembers;
+	/** A table that is made now takes its flows over from the kernel's mesh. */
+	readonly fromKernel: boolean;
+	/** New flows go back to the kernel's mesh. */
+	readonly toKernel: boolean;
+}
+
+/** A frontend's row but for the masks, which follow from the sizes that its tables have grown to. */
+export interface FrontendSpec {
+	readonly key: string;
+	readonly index: number;
+	readonly row: Omit<FrontendRow, 'tables'>;
+	/** 0: none. */
+	readonly table4: number;
+	readonly table6: number;
+}
+
+export interface BackendEntry {
+	readonly mac: string;
+	readonly index: number;
+	readonly row: BackendRow;
+}
+
+/** Rows of one service. */
+export interface ServiceEntries {
+	readonly mesh: MeshService;
+	readonly backends: readonly BackendEntry[];
+	readonly localBackends: readonly (readonly [string, LocalBackendRow])[];
+	readonly tables: readonly TableSpec[];
+	readonly frontends: readonly FrontendSpec[];
+	readonly allow: readonly AclKey[];
+	readonly deny: readonly AclKey[];
+	readonly exact: readonly (readonly [ExactKey, number])[];
+	/** Port key → the frontend that answers on every address. */
+	readonly ports: readonly (readonly [number, number])[];
+	/** Port keys with exact addresses. */
+	readonly exactPorts: readonly number[];
+	/** Port keys of processes on this node. */
+	readonly processPorts: readonly number[];
+	/** Backends of this node whose interface was not found, and why. */
+	readonly undeliverable: ReadonlyMap<string, string>;
+	/** Published ports that are not served here, and why. */
+	readonly refused: readonly { readonly port: number; readonly protocol: Protocol; readonly reason: string }[];
+}
+
+/** Everything that the maps should hold. */
+export interface Entries {
+	readonly mesh: Mesh;
+	readonly facts: LocalFacts;
+	readonly options: DatapathOptions;
+	/** heartbeat_ns is 0 here: whoever writes it fills it in. */
+	readonly settings: Settings;
+	readonly uplinks: ReadonlyMap<number, UplinkRow>;
+	readonly ownAddresses: ReadonlySet<string>;
+	readonly nodes: ReadonlyMap<number, NodeRow>;
+	readonly vteps: ReadonlyMap<string, number>;
+	readonly services: ReadonlyMap<string, ServiceEntries>;
+	readonly ports: ReadonlyMap<number, number>;
+}
+
+/** Constant: every node of a cluster hashes alike. */
+export const HASH_SEED = 0x62656531;
+
+const NO_MAC = '00:00:00:00:00:00';
+const PROTO = { tcp: 6, udp: 17 } as const;
+const STATE = {
+	active: BackendStates.BACKEND_ACTIVE,
+	draining: BackendStates.BACKEND_DRAINING,
+	down: BackendStates.BACKEND_DOWN,
+} as const;
+const RETURN = {
+	auto: ReturnPaths.RETURN_AUTO,
+	dsr: ReturnPaths.RETURN_DSR,
+	tunnel: ReturnPaths.RETURN_TUNNEL,
+} as const;
+const NS = 1_000_000n;
+
+const isProcess = (b: MeshBackend): boolean => b.address4 === undefined && b.address6 === undefined;
+
+function sameTable(a: MeshFrontend): boolean {
+	return (
+		a.size4 === a.size6 &&
+		a.members4.length === a.members6.length &&
+		a.members4.every((m, i) => m.backend === a.members6[i].backend && m.down === a.members6[i].down)
+	);
+}
+
+function columns(members: readonly Member[], ids: Ids): MaglevMembers {
+	const n = members.length;
+	const out = {
+		offset: new Uint32Array(n),
+		skip: new Uint32Array(n),
+		weight: new Uint16Array(n),
+		down: new Uint8Array(n),
+		ref: new Uint32Array(n),
+	};
+	for (let i = 0; i < n; i++) {
+		const { backend, weight, down } = members[i];
+		const id = ids.backends.get(backend.mac);
+		out.offset[i] = backend.offset;
+		out.skip[i] = backend.skip;
+		out.weight[i] = weight;
+		out.down[i] = down ? 1 : 0;
+		out.ref[i] = id ? refOf(id.index, id.generation) : 0;
+	}
+	return out;
+}
+
+interface Context {
+	readonly mesh: Mesh;
+	readonly facts: LocalFacts;
+	readonly options: DatapathOptions;
+	readonly ids: Ids;
+	readonly nowMs: number;
+	/** Port key → the service that serves it on every address: a port that is leaving yields to it. */
+	readonly servedBy: ReadonlyMap<number, string>;
+	readonly process4: string;
+	readonly process6: string;
+}
+
+function serviceEntries(s: MeshService, c: Context): ServiceEntries {
+	const { ids, facts, nowMs } = c;
+	const { options } = s;
+	const undeliverable = new Map<string, string>();
+	const refused: { port: number; protocol: Protocol; reason: string }[] = [];
+
+	const published = s.frontends.filter((f) => {
+		const key = portKey(f.protocol, f.published);
+		// Only where someone else answers does a port leave slowly; elsewhere there is nobody to leave it to.
+		if (f.leaving) return facts.kernelPorts.has(key) && !c.servedBy.has(key);
+		const reason = facts.refusedPorts.get(key);
+		if (reason !== undefined) refused.push({ port: f.published, protocol: f.protocol, reason });
+		return reason === undefined;
+	});
+	const specs = published.map((f) => ({
+		frontend: f,
+		index: acquireFrontend(ids, f.key, `${f.protocol}/${f.published}`, options.addresses, nowMs).index,
+	}));
+
+	const backends: BackendEntry[] = [];
+	const localBackends: [string, LocalBackendRow][] = [];
+	const processPorts = new Set<number>();
+	if (published.length > 0)
+		for (const b of s.backends) {
+			if (b.gone) continue;
+			const node = c.mesh.nodes.get(b.node);
+			if (!node) continue;
+			const id = ids.backends.acquire(b.mac, nowMs);
+			backends.push({
+				mac: b.mac,
+				index: id.index,
+				row: {
+					state: STATE[b.state],
+					generation: id.generation,
+					mac: b.mac,
+					node: ids.nodes.acquire(node.address, nowMs).index,
+				},
+			});
+			if (b.node !== c.mesh.self) continue;
+			const at = [b.address4, b.address6].map((a) => (a === undefined ? undefined : facts.endpoints.get(a)));
+			const endpoint = at[0] ?? at[1];
+			if (!isProcess(b) && endpoint === undefined) {
+				undeliverable.set(b.key, `no interface of this node leads to ${b.address4 ?? b.address6}`);
+				continue;
+			}
+			if (isProcess(b)) processPorts.add(portKey(b.protocol, b.target));
+			const own = specs.find((f) => f.frontend.target === b.target && f.frontend.protocol === b.protocol);
+			const wanted = options.returnPath === 'auto' ? c.options.returnPath : options.returnPath;
+			localBackends.push([
+				b.mac,
+				{
+					addr4: isProcess(b) ? c.process4 : at[0] ? (b.address4 as string) : '::',
+					addr6: isProcess(b) ? c.process6 : at[1] ? (b.address6 as string) : '::',
+					ref: refOf(id.index, id.generation),
+					ifindex: endpoint?.ifindex ?? 0,
+					frontend: own?.index ?? specs[0].index,
+					port: b.target,
+					proto: PROTO[b.protocol],
+					state: STATE[b.state],
+					delivery: isProcess(b)
+						? Delivery.DELIVER_PROCESS
+						: endpoint?.delivery === 'peer'
+							? Delivery.DELIVER_PEER
+							: Delivery.DELIVER_NEIGH,
+					return_path: RETURN[wanted],
+				},
+			]);
+		}
+
+	const tables: TableSpec[] = [];
+	const frontends: FrontendSpec[] = [];
+	const exact: [ExactKey, number][] = [];
+	const ports: [number, number][] = [];
+	const exactPorts: number[] = [];
+	const acl = specs[0]?.index ?? 0;
+	const windowNs = BigInt(options.trackingWindowMs) * NS;
+	for (const { frontend: f, index } of specs) {
+		const key = portKey(f.protocol, f.published);
+		const was: Tables = ids.tables.get(index) ?? { four: false, six: 'none' };
+		const same = sameTable(f);
+		const have: Tables = {
+			four: was.four || f.members4.length > 0,
+			six:
+				was.six === 'own'
+					? 'own'
+					: was.six === 'shared'
+						? same
+							? 'shared'
+							: 'own'
+						: f.members6.length === 0
+							? 'none'
+							: same
+								? 'shared'
+								: 'own',
+		};
+		ids.tables.set(index, have);
+		const table4 = tableId(index, 4, have);
+		const table6 = tableId(index, 6, have);
+		const kernel = facts.kernelPorts.has(key);
+		const spec = (id: number, family: 4 | 6, size: number, members: readonly Member[]): void => {
+			tables.push({
+				id,
+				frontend: index,
+				family,
+				size,
+				windowNs,
+				members: columns(members, ids),
+				fromKernel: kernel,
+				toKernel: f.leaving,
+			});
+		};
+		if (table4 !== 0) spec(table4, 4, f.size4, f.members4);
+		if (have.six === 'own') spec(table6, 6, f.size6, f.members6);
+		let flags = 0;
+		if (options.affinity === 'client-ip') flags |= FrontendFlag.FRONTEND_AFFINITY;
+		if (options.tracking === 'always') flags |= FrontendFlag.FRONTEND_TRACK_ALWAYS;
+		if (options.tracking === 'none') flags |= FrontendFlag.FRONTEND_TRACK_NONE;
+		if (options.allow.length > 0) flags |= FrontendFlag.FRONTEND_ALLOW;
+		if (options.deny.length > 0) flags |= FrontendFlag.FRONTEND_DENY;
+		if (kernel) flags |= FrontendFlag.FRONTEND_KERNEL;
+		frontends.push({
+			key: f.key,
+			index,
+			row: {
+				window_ns: windowNs,
+				udp_window_ns: BigInt(options.udpWindowMs) * NS,
+				flags,
+				port: f.published,
+				proto: PROTO[f.protocol],
+				acl,
+			},
+			table4,
+			table6,
+		});
+		if (options.addresses.length === 0) ports.push([key, index]);
+		else {
+			exactPorts.push(key);
+			for (const addr of options.addresses) exact.push([{ addr, port: f.published, proto: PROTO[f.protocol] }, index]);
+		}
+	}
+	const list = (prefixes: readonly string[]): AclKey[] =>
+		acl === 0 ? [] : [...new Set(prefixes)].map((prefix) => ({ acl, prefix }));
+	return {
+		mesh: s,
+		backends,
+		localBackends,
+		tables,
+		frontends,
+		allow: list(options.allow),
+		deny: list(options.deny),
+		exact,
+		ports,
+		exactPorts,
+		processPorts: [...processPorts],
+		undeliverable,
+		refused,
+	};
+}
+
+/** Whether what services depend on is the same. */
+function sameForServices(a: Entries, mesh: Mesh, facts: LocalFacts, options: DatapathOptions): boolean {
+	const f = a.facts;
+	return (
+		a.mesh.self === mesh.self &&
+		f.endpoints === facts.endpoints &&
+		f.kernelPorts === facts.kernelPorts &&
+		f.refusedPorts === facts.refusedPorts &&
+		f.vtep === facts.vtep &&
+		f.processAddress4 === facts.processAddress4 &&
+		process6(f) === process6(facts) &&
+		a.options.returnPath === options.returnPath
+	);
+}
+
+function process6(facts: LocalFacts): string {
+	return (
+		facts.processAddress6 ??
+		facts.uplinks.flatMap((u) => u.addresses).find((a) => a.includes(':') && isUsable(a)) ??
+		'::'
+	);
+}
+
+/**
+ * Works out the rows. Indexes are given out here and freed by the reconciler once their rows are gone. Services whose
+ * plan and facts did not change are the same objects as in `previous`.
+ *
+ * @throws BeelineError FULL where a map's indexes do not suffice
+ */
+export function entries(
+	mesh: Mesh,
+	facts: LocalFacts,
+	options: DatapathOptions,
+	ids: Ids,
+	nowMs: number,
+	previous?: Entries,
+): Entries {
+	const nodes = new Map<number, NodeRow>();
+	const vteps = new Map<string, number>();
+	for (const n of mesh.nodes.values()) {
+		const { index } = ids.nodes.acquire(n.address, nowMs);
+		const self = n.name === mesh.self;
+		const hop = self ? undefined : facts.nextHops.get(n.address);
+		nodes.set(index, {
+			vtep: n.address,
+			ifindex: hop?.ifindex ?? 0,
+			dmac: hop?.dmac ?? NO_MAC,
+			smac: hop?.dmac === undefined ? NO_MAC : hop.smac,
+			mtu: hop?.mtu ?? 0,
+			flags:
+				(hop?.dmac === undefined ? 0 : NodeFlag.NODE_RESOLVED) |
+				(facts.dsrProven.has(n.address) ? NodeFlag.NODE_DSR : 0),
+		});
+		vteps.set(n.address, index);
+	}
+
+	const servedBy = new Map<number, string>();
+	for (const s of mesh.services.values())
+		if (s.options.addresses.length === 0)
+			for (const f of s.frontends) if (!f.leaving) servedBy.set(portKey(f.protocol, f.published), s.name);
+	const context: Context = {
+		mesh,
+		facts,
+		options,
+		ids,
+		nowMs,
+		servedBy,
+		process4: facts.processAddress4 ?? facts.vtep,
+		process6: process6(facts),
+	};
+	const reuse = previous !== undefined && sameForServices(previous, mesh, facts, options);
+	const services = new Map<string, ServiceEntries>();
+	for (const s of mesh.services.values()) {
+		const old = reuse ? previous.services.get(s.name) : undefined;
+		const rests = old !== undefined && old.mesh === s && !s.frontends.some((f) => f.leaving);
+		services.set(s.name, rests ? old : serviceEntries(s, context));
+	}
+
+	const isLocal = (port: number) => facts.localPorts.some(([low, high]) => port >= low && port <= high);
+	const ports = new Map<number, number>();
+	const flag = (key: number, bits: number) => ports.set(key, ((ports.get(key) ?? 0) | bits) >>> 0);
+	let processes = false;
+	for (const s of services.values()) {
+		for (const [key, index] of s.ports) flag(key, index | (isLocal(key & 0xffff) ? PortFlag.PORT_LOCAL : 0));
+		for (const key of s.exactPorts) flag(key, PortFlag.PORT_EXACT | (isLocal(key & 0xffff) ? PortFlag.PORT_LOCAL : 0));
+		for (const key of s.processPorts) {
+			flag(key, PortFlag.PORT_PROCESS);
+			processes = true;
+		}
+	}
+
+	const own4: string[] = [];
+	const own6: string[] = [];
+	const more = new Set<string>();
+	for (const a of new Set(facts.uplinks.flatMap((u) => u.addresses))) {
+		if (!isUsable(a)) continue;
+		const list = a.includes(':') ? own6 : own4;
+		if (list.length < MAX_OWN_ADDRESSES) list.push(a);
+		else more.add(a);
+	}
+	const settings: Settings = {
+		heartbeat_ns: 0n,
+		stale_after_ns: BigInt(options.staleAfterMs) * NS,
+		netns_cookie: facts.netnsCookie,
+		table_digest: mesh.digest,
+		vtep: facts.vtep,
+		vni: options.vni,
+		vxlan_port: options.vxlanPort,
+		flags:
+			(more.size > 0 ? SettingsFlag.SETTINGS_MORE_ADDRESSES : 0) |
+			(options.trace ? SettingsFlag.SETTINGS_TRACE : 0) |
+			(processes ? SettingsFlag.SETTINGS_PROCESSES : 0),
+		self: vteps.get(mesh.nodes.get(mesh.self)?.address ?? '') ?? 0,
+		hash_seed: HASH_SEED,
+		mark: facts.mark,
+		own4,
+		own6,
+	};
+	return {
+		mesh,
+		facts,
+		options,
+		settings,
+		uplinks: new Map(
+			facts.uplinks.map((u) => [u.ifindex, { ifindex: u.ifindex, mtu: u.mtu, mac: u.mac, l3_ifindex: u.l3Ifindex }]),
+		),
+		ownAddresses: more,
+		nodes,
+		vteps,
+		services,
+		ports,
+	};
+}
+
+/** Backends of this node that cannot be delivered to: key → why. Feed them back to plan() as Health.downBackends. */
+export function undeliverable(e: Entries): Map<string, string> {
+	const out = new Map<string, string>();
+	for (const s of e.services.values()) for (const [key, why] of s.undeliverable) out.set(key, why);
+	return out;
+}

@@ -1,0 +1,515 @@
+/** Membership (observed) → Mesh (desired). Pure: time, health and the Mesh before come in as arguments. */
+import { hash40, hash64, macOf, toBigInt } from './hash.js';
+import { tableSize } from './maglev.js';
+import type {
+	BackendState,
+	Family,
+	Membership,
+	NetworkSpec,
+	NodeSpec,
+	Protocol,
+	ServiceOptions,
+	ServiceSpec,
+	Task,
+} from './types.js';
+
+/** One item per service, (node, task or address), target port and protocol; both families together. */
+export interface MeshBackend {
+	/** URL-safe; the same on every node. */
+	readonly id: string;
+	/** Stable key: what tables are sorted by and MACs are made from. */
+	readonly key: string;
+	/** 06 + 40 bits of the key's hash, unique in the mesh. */
+	readonly mac: string;
+	/** The 40 bits. */
+	readonly hash: number;
+	/** Where its permutation of a Maglev table starts, and how it goes on. */
+	readonly offset: number;
+	readonly skip: number;
+	readonly service: string;
+	readonly node: string;
+	/** Neither: a process on the node itself, in both families. */
+	readonly address4?: string;
+	readonly address6?: string;
+	readonly target: number;
+	readonly protocol: Protocol;
+	readonly weight: number;
+	readonly state: BackendState;
+	/** Not in the membership any more; kept until its flows are done or drainTimeout is over. */
+	readonly leaving: boolean;
+	/** Drained, and its drainTimeout is over: it has no row and no flow. */
+	readonly gone: boolean;
+	/** When it began to drain, ms. */
+	readonly drainingSinceMs?: number;
+}
+
+/** A backend's place in a table. */
+export interface Member {
+	readonly backend: MeshBackend;
+	/** ≥ 1 */
+	readonly weight: number;
+	/** Its slots are dealt to the others. */
+	readonly down: boolean;
+}
+
+/** One published port of one service. */
+export interface MeshFrontend {
+	/** `web/tcp/8080` */
+	readonly key: string;
+	readonly published: number;
+	readonly target: number;
+	readonly protocol: Protocol;
+	/** Sorted by key. Empty: the family has no backend. */
+	readonly members4: readonly Member[];
+	readonly members6: readonly Member[];
+	/** Slots. */
+	readonly size4: number;
+	readonly size6: number;
+	/** Going back to the kernel's mesh: no new flows, until the service's `leavingUntilMs`. */
+	readonly leaving: boolean;
+}
+
+export interface MeshService {
+	readonly name: string;
+	readonly options: ServiceOptions;
+	readonly frontends: readonly MeshFrontend[];
+	/** Sorted by key. */
+	readonly backends: readonly MeshBackend[];
+	/** Of what every node must agree on. */
+	readonly digest: bigint;
+	/** When something changes by time alone, ms. */
+	readonly wakeAtMs?: number;
+	readonly leavingUntilMs?: number;
+	/** What it was planned from; undefined: it has left the membership. */
+	readonly spec?: ServiceSpec;
+}
+
+export interface MeshNode {
+	readonly name: string;
+	readonly address: string;
+	readonly drained: boolean;
+	/** Not in the membership any more; its row stays while flows may enter or leave by it. */
+	readonly leaving: boolean;
+	readonly leavingSinceMs?: number;
+}
+
+/** What this node has seen of the others. */
+export interface Health {
+	/** Names of nodes that do not answer. */
+	readonly downNodes: ReadonlySet<string>;
+	/** Keys of backends that cannot be delivered to. */
+	readonly downBackends: ReadonlySet<string>;
+}
+
+export const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
+
+/** The desired state of the mesh, as this node is to see it. */
+export interface Mesh {
+	readonly self: string;
+	readonly nodes: ReadonlyMap<string, MeshNode>;
+	readonly services: ReadonlyMap<string, MeshService>;
+	readonly networks: readonly NetworkSpec[];
+	readonly health: Health;
+	/** Of all services: nodes with the same membership have the same digest, whatever each has seen or prefers. */
+	readonly digest: bigint;
+	/** When something changes by time alone, ms; undefined: never. */
+	readonly wakeAtMs?: number;
+}
+
+export interface PlanInput {
+	readonly membership: Membership;
+	/** Name of this node. */
+	readonly self: string;
+	readonly health: Health;
+	/** Any monotonic clock, ms. */
+	readonly nowMs: number;
+	/** The Mesh before: what drains since when, and what need not be worked out again. */
+	readonly previous?: Mesh;
+}
+
+/** How long a removed node's row stays for flows that entered by it. */
+export const NODE_LEAVES_MS = 60_000;
+
+const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+
+/** What distinguishes a task from the others of its node. */
+function placeOf(t: Task): string {
+	return t.id ?? t.address4 ?? t.address6 ?? 'process';
+}
+
+/** `web/node2/172.18.0.2/80/tcp` */
+export function backendKey(service: string, t: Task, target: number, protocol: Protocol): string {
+	return `${service}/${t.node}/${placeOf(t)}/${target}/${protocol}`;
+}
+
+/** `~` is unreserved in URLs (RFC 3986, 2.3) and in no name; the colons of IPv6 are not. */
+function idOf(key: string): string {
+	return key.replaceAll('/', '~').replaceAll(':', '-');
+}
+
+function family(b: MeshBackend, f: Family): boolean {
+	if (b.address4 === undefined && b.address6 === undefined) return true;
+	return (f === 4 ? b.address4 : b.address6) !== undefined;
+}
+
+/** Of the cluster, the same for ever: another seed would move every flow. */
+const TABLE_SEED = 0x6d61676c;
+
+function hashesOf(key: string): { hash: number; offset: number; skip: number } {
+	const h = hash64(key, TABLE_SEED);
+	return { hash: hash40(hash64(key)), offset: h.low, skip: h.high };
+}
+
+const hash40Of = (mac: string): number => Number.parseInt(mac.slice(3).replaceAll(':', ''), 16);
+
+interface Draft {
+	backend: MeshBackend;
+	/** Down by health alone: spared where it would be the last. */
+	unwell: boolean;
+}
+
+/** Who may be in a table. The first of these groups that has anyone: serving, of weight 0, draining, down. */
+function membersOf(drafts: readonly MeshBackend[], f: Family, preferred: string | undefined): Member[] {
+	const here = drafts.filter((b) => family(b, f) && !b.gone);
+	const weighed = here.filter((b) => b.state !== 'draining' && b.weight > 0);
+	let living = weighed.filter((b) => b.state === 'active');
+	if (living.length > 0) {
+		let all = weighed;
+		if (preferred !== undefined && living.some((b) => b.node === preferred)) {
+			all = weighed.filter((b) => b.node === preferred);
+			living = all;
+		}
+		return all.map((b) => ({ backend: b, weight: b.weight, down: b.state === 'down' }));
+	}
+	for (const group of [
+		here.filter((b) => b.state === 'active'),
+		here.filter((b) => b.state === 'draining'),
+		here.filter((b) => b.state === 'down'),
+	])
+		if (group.length > 0) return group.map((b) => ({ backend: b, weight: Math.max(1, b.weight), down: false }));
+	return [];
+}
+
+function sameBackend(a: MeshBackend, b: MeshBackend): boolean {
+	return (
+		a.key === b.key &&
+		a.mac === b.mac &&
+		a.address4 === b.address4 &&
+		a.address6 === b.address6 &&
+		a.weight === b.weight &&
+		a.state === b.state &&
+		a.leaving === b.leaving &&
+		a.gone === b.gone &&
+		a.drainingSinceMs === b.drainingSinceMs
+	);
+}
+
+function sameMembers(a: readonly Member[], b: readonly Member[]): boolean {
+	return (
+		a.length === b.length &&
+		a.every((m, i) => m.backend === b[i].backend && m.weight === b[i].weight && m.down === b[i].down)
+	);
+}
+
+interface Context {
+	readonly nodes: ReadonlyMap<string, NodeSpec>;
+	readonly input: PlanInput;
+	/** MACs of keys whose own hash another key has. */
+	readonly macs: ReadonlyMap<string, string>;
+}
+
+function planService(
+	name: string,
+	spec: ServiceSpec | undefined,
+	old: MeshService | undefined,
+	c: Context,
+): MeshService {
+	const { input, nodes } = c;
+	const { health, self, nowMs } = input;
+	const options = spec?.options ?? (old as MeshService).options;
+	const serves = spec?.options.enable ?? false;
+	const before = new Map((old?.backends ?? []).map((b) => [b.key, b]));
+	const drafts: Draft[] = [];
+	const seen = new Set<string>();
+	const add = (
+		key: string,
+		b: Omit<MeshBackend, 'id' | 'key' | 'mac' | 'hash' | 'offset' | 'skip' | 'gone' | 'drainingSinceMs'>,
+		unwell: boolean,
+	) => {
+		const was = before.get(key);
+		const own = was ? { hash: was.hash, offset: was.offset, skip: was.skip } : hashesOf(key);
+		const drainingSinceMs = b.state === 'draining' ? (was?.drainingSinceMs ?? nowMs) : undefined;
+		const next: MeshBackend = {
+			...b,
+			id: was?.id ?? idOf(key),
+			key,
+			mac: c.macs.get(key) ?? (was && was.hash === hash40Of(was.mac) ? was.mac : macOf(own.hash)),
+			...own,
+			gone: false,
+			...(drainingSinceMs === undefined ? {} : { drainingSinceMs }),
+		};
+		drafts.push({ backend: next, unwell });
+	};
+	for (const { target, protocol } of spec?.ports ?? [])
+		for (const t of spec?.tasks ?? []) {
+			const node = nodes.get(t.node);
+			if (node === undefined) continue;
+			const key = backendKey(name, t, target, protocol);
+			if (seen.has(key)) continue;
+			seen.add(key);
+			const down = t.state === 'down';
+			const drains = t.state === 'draining' || node.drained || !serves;
+			const unwell = (t.node !== self && health.downNodes.has(t.node)) || health.downBackends.has(key);
+			add(
+				key,
+				{
+					service: name,
+					node: t.node,
+					...(t.address4 === undefined ? {} : { address4: t.address4 }),
+					...(t.address6 === undefined ? {} : { address6: t.address6 }),
+					target,
+					protocol,
+					weight: t.weight,
+					state: down ? 'down' : drains ? 'draining' : 'active',
+					leaving: false,
+				},
+				unwell && !down,
+			);
+		}
+	for (const b of before.values())
+		if (!seen.has(b.key) && !b.gone)
+			add(b.key, { ...b, state: 'draining', leaving: true }, b.node !== self && health.downNodes.has(b.node));
+
+	// A false alarm about every backend must not take a service down: what all seem to have, none has.
+	for (const f of [4, 6] as const) {
+		const candidates = drafts.filter((d) => d.backend.state === 'active' && family(d.backend, f));
+		if (candidates.length > 0 && candidates.every((d) => d.unwell)) for (const d of candidates) d.unwell = false;
+	}
+	let backends = drafts
+		.map(({ backend, unwell }) => (unwell ? { ...backend, state: 'down' as const } : backend))
+		.sort((a, b) => compare(a.key, b.key));
+
+	// Drained ones go when their time is over, unless a table has nobody else.
+	const tableOf = (list: readonly MeshBackend[], target: number, protocol: Protocol, f: Family) =>
+		membersOf(
+			list.filter((b) => b.target === target && b.protocol === protocol),
+			f,
+			options.prefer === 'local' ? self : undefined,
+		);
+	const inUse = new Set<string>();
+	if (serves)
+		for (const p of spec?.ports ?? [])
+			for (const f of [4, 6] as const)
+				for (const m of tableOf(backends, p.target, p.protocol, f)) inUse.add(m.backend.key);
+	let wakeAtMs: number | undefined;
+	const wake = (ms: number) => {
+		wakeAtMs = wakeAtMs === undefined ? ms : Math.min(wakeAtMs, ms);
+	};
+	backends = backends.flatMap((b) => {
+		if (b.drainingSinceMs === undefined) return [b];
+		const until = b.drainingSinceMs + options.drainTimeoutMs;
+		if (nowMs < until) wake(until);
+		else if (b.leaving) return [];
+		else if (!inUse.has(b.key)) return [{ ...b, gone: true }];
+		return [b];
+	});
+	backends = backends.map((b) => {
+		const was = before.get(b.key);
+		return was && sameBackend(was, b) ? was : b;
+	});
+
+	// A port that was served and is not any more goes back to whoever served it before us.
+	const ports = serves ? (spec?.ports ?? []) : [];
+	const leftovers = (old?.frontends ?? []).filter(
+		(f) => !ports.some((p) => p.published === f.published && p.protocol === f.protocol),
+	);
+	const leavingUntilMs = leftovers.length === 0 ? undefined : (old?.leavingUntilMs ?? nowMs + options.drainTimeoutMs);
+	const frontends: MeshFrontend[] = [];
+	const frontend = (published: number, target: number, protocol: Protocol, leaving: boolean) => {
+		const key = `${name}/${protocol}/${published}`;
+		const list4 = tableOf(backends, target, protocol, 4);
+		const list6 = tableOf(backends, target, protocol, 6);
+		const was = old?.frontends.find((f) => f.key === key);
+		const size = (n: number) => (options.tableSize === 'auto' ? tableSize(n) : options.tableSize);
+		const members4 = was && sameMembers(was.members4, list4) ? was.members4 : list4;
+		const members6 = was && sameMembers(was.members6, list6) ? was.members6 : list6;
+		frontends.push({
+			key,
+			published,
+			target,
+			protocol,
+			members4,
+			members6,
+			size4: size(members4.length),
+			size6: size(members6.length),
+			leaving,
+		});
+	};
+	for (const p of ports) frontend(p.published, p.target, p.protocol, false);
+	if (leavingUntilMs !== undefined && nowMs < leavingUntilMs) {
+		wake(leavingUntilMs);
+		for (const f of leftovers) frontend(f.published, f.target, f.protocol, true);
+	}
+
+	const agreed = serves
+		? backends.filter((b) => !b.leaving).map((b) => `${b.key}=${b.weight}${drainsBySource(b, spec, nodes) ? 'd' : ''}`)
+		: [];
+	const digest = toBigInt(
+		hash64(
+			`${ports.map((p) => `${p.protocol}/${p.published}/${p.target}`).join()} ${options.tableSize} ${agreed.join()}`,
+		),
+	);
+	return {
+		name,
+		options,
+		frontends,
+		backends,
+		digest,
+		...(wakeAtMs === undefined ? {} : { wakeAtMs }),
+		...(leavingUntilMs === undefined ? {} : { leavingUntilMs }),
+		...(spec ? { spec } : {}),
+	};
+}
+
+/** Draining as every node must see it: what one has seen of another's health does not count. */
+function drainsBySource(b: MeshBackend, spec: ServiceSpec | undefined, nodes: ReadonlyMap<string, NodeSpec>): boolean {
+	return b.drainingSinceMs !== undefined || (nodes.get(b.node)?.drained ?? false) || spec === undefined;
+}
+
+function differing<T>(a: ReadonlySet<T>, b: ReadonlySet<T>): T[] {
+	return [...a].filter((x) => !b.has(x)).concat([...b].filter((x) => !a.has(x)));
+}
+
+/** Keys that share their 40 bits with another: all but the first of each get the MAC of the next free hash. */
+function collisions(services: Iterable<MeshService>): Map<string, string> {
+	const lists = [...services].map((s) => s.backends);
+	let n = 0;
+	for (const l of lists) n += l.length;
+	let slots = 1024;
+	while (slots < n * 2) slots *= 2;
+	// Open addressing, since a Map of 100 000 numbers made anew for each change would be most of its cost.
+	const seen = new Float64Array(slots).fill(-1);
+	const find = (hash: number): number => {
+		let i = hash & (slots - 1);
+		while (seen[i] !== -1 && seen[i] !== hash) i = (i + 1) & (slots - 1);
+		return i;
+	};
+	const shared = new Set<number>();
+	for (const l of lists)
+		for (const { hash } of l) {
+			const i = find(hash);
+			if (seen[i] === hash) shared.add(hash);
+			seen[i] = hash;
+		}
+	const out = new Map<string, string>();
+	if (shared.size === 0) return out;
+	const keys = new Set(lists.flatMap((l) => l.filter((b) => shared.has(b.hash)).map((b) => b.key)));
+	const owner = new Set<number>();
+	for (const key of [...keys].sort(compare)) {
+		const own = hash40(hash64(key));
+		if (!owner.has(own)) {
+			owner.add(own);
+			continue;
+		}
+		for (let i = 1; ; i++) {
+			const hash = hash40(hash64(`${key}#${i}`));
+			if (owner.has(hash) || seen[find(hash)] === hash) continue;
+			owner.add(hash);
+			out.set(key, macOf(hash));
+			break;
+		}
+	}
+	return out;
+}
+
+/**
+ * Works out what should be. Services and backends that did not change are the same objects as in `previous`, so that
+ * whoever comes after can tell by looking.
+ */
+export function plan(input: PlanInput): Mesh {
+	const { membership, self, health, nowMs, previous } = input;
+	const specs = new Map(membership.nodes.map((n) => [n.name, n]));
+	const changed = new Set<string>();
+	if (previous) {
+		for (const n of differing(previous.health.downNodes, health.downNodes)) changed.add(n);
+		for (const n of specs.values()) {
+			const was = previous.nodes.get(n.name);
+			if (!was || was.leaving || was.drained !== n.drained) changed.add(n.name);
+		}
+		for (const n of previous.nodes.values()) if (!n.leaving && !specs.has(n.name)) changed.add(n.name);
+	}
+	const changedKeys = new Set(previous ? differing(previous.health.downBackends, health.downBackends) : []);
+	const touched = (s: MeshService, spec: ServiceSpec): boolean =>
+		(changed.size > 0 && spec.tasks.some((t) => changed.has(t.node))) ||
+		(changed.size > 0 && s.backends.some((b) => changed.has(b.node))) ||
+		(changedKeys.size > 0 && s.backends.some((b) => changedKeys.has(b.key)));
+
+	const work = (macs: ReadonlyMap<string, string>, all: boolean): [Map<string, MeshService>, boolean] => {
+		const context: Context = { nodes: specs, input, macs };
+		const services = new Map<string, MeshService>();
+		let anyNew = false;
+		for (const spec of membership.services) {
+			const old = previous?.services.get(spec.name);
+			const rests =
+				!all &&
+				old !== undefined &&
+				old.spec === spec &&
+				(old.wakeAtMs === undefined || nowMs < old.wakeAtMs) &&
+				previous?.self === self &&
+				!touched(old, spec);
+			const next = rests ? old : planService(spec.name, spec, old, context);
+			if (next !== old) anyNew = true;
+			services.set(spec.name, next);
+		}
+		for (const old of previous?.services.values() ?? [])
+			if (!services.has(old.name)) {
+				anyNew = true;
+				const next = planService(old.name, undefined, old, context);
+				if (next.frontends.length > 0 && next.backends.length > 0) services.set(old.name, next);
+			}
+		return [services, anyNew];
+	};
+	let [services, anyNew] = work(new Map(), false);
+	if (anyNew) {
+		const macs = collisions(services.values());
+		if (macs.size > 0) [services] = work(macs, true);
+	}
+
+	const nodes = new Map<string, MeshNode>();
+	for (const n of membership.nodes)
+		nodes.set(n.name, { name: n.name, address: n.address, drained: n.drained, leaving: false });
+	let wakeAtMs: number | undefined;
+	const wake = (ms: number | undefined) => {
+		if (ms !== undefined) wakeAtMs = wakeAtMs === undefined ? ms : Math.min(wakeAtMs, ms);
+	};
+	const addresses = new Set(membership.nodes.map((n) => n.address));
+	for (const n of previous?.nodes.values() ?? []) {
+		if (nodes.has(n.name) || addresses.has(n.address)) continue;
+		const leavingSinceMs = n.leavingSinceMs ?? nowMs;
+		const needed = [...services.values()].some((s) => s.backends.some((b) => b.node === n.name && !b.gone));
+		if (!needed && nowMs >= leavingSinceMs + NODE_LEAVES_MS) continue;
+		if (!needed) wake(leavingSinceMs + NODE_LEAVES_MS);
+		nodes.set(n.name, { ...n, leaving: true, leavingSinceMs });
+	}
+	let digest = 0n;
+	for (const s of services.values()) {
+		digest ^= BigInt.asUintN(64, s.digest * 0x9e3779b97f4a7c15n + toBigInt(hash64(s.name)));
+		wake(s.wakeAtMs);
+	}
+	return {
+		self,
+		nodes,
+		services,
+		networks: membership.networks,
+		health,
+		digest,
+		...(wakeAtMs === undefined ? {} : { wakeAtMs }),
+	};
+}
+
+/** All backends of a mesh, by id. */
+export function backendsById(mesh: Mesh): Map<string, MeshBackend> {
+	const out = new Map<string, MeshBackend>();
+	for (const s of mesh.services.values()) for (const b of s.backends) out.set(b.id, b);
+	return out;
+}
