@@ -72,6 +72,7 @@ export interface Native {
 	ifName(index: number, out: Mem): string | null;
 	fcntl(fd: number, cmd: number, arg: number): number;
 	closeFd(fd: number): number;
+	pageSize(): number;
 	mount(source: string, target: string, type: string, flags: number, data: Mem): number;
 	socket(domain: number, type: number, protocol: number): number;
 	getsockopt(fd: number, level: number, name: number, value: Mem, length: Mem): number;
@@ -183,6 +184,7 @@ function load(): Native {
 		ifName: c('ifName', 'const char *if_indextoname(uint i, void *out)'),
 		fcntl: c('fcntl', 'int fcntl(int fd, int cmd, long arg)'),
 		closeFd: c('closeFd', 'int close(int fd)'),
+		pageSize: c('pageSize', 'int getpagesize()'),
 		mount: c('mount', 'int mount(const char *s, const char *t, const char *ty, ulong f, void *d)'),
 		socket: c('socket', 'int socket(int d, int t, int p)'),
 		getsockopt: c('getsockopt', 'int getsockopt(int fd, int l, int n, void *v, void *len)'),

@@ -40,5 +40,6 @@ export {
 	type TestRunOptions,
 	type TestRunResult,
 } from './program.js';
+export { type Attached, type HookState, queryCgroup, queryTcx } from './query.js';
 export { RingBuffer } from './ring.js';
 export { netnsCookie, type ProgramInfo, possibleCpus } from './sys.js';

@@ -563,7 +563,7 @@ export class MapOfMaps<K = number, IK = unknown, IV = unknown> extends BpfMap {
 					: '',
 			);
 	}
-	/** All at once: the kernel waits for one grace period instead of one per map (6.8 and later). */
+	/** All at once: the kernel waits for one grace period instead of one per map (recent kernels). */
 	setMany(entries: Iterable<readonly [K, BpfMap]>): number {
 		const all = [...entries];
 		const keys = new Uint8Array(all.length * this.keySize);

@@ -10,7 +10,6 @@ const MAP_PRIVATE = 2;
 const MAP_FIXED = 0x10;
 const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
-export const PAGE = 4096;
 
 const FAILED = (1n << 64n) - 1n;
 const addresses = new FinalizationRegistry<{ at: bigint; length: number }>(({ at, length }) => {
@@ -91,4 +90,10 @@ export function anonymous(length: number): { at: bigint; free(): void } {
 	return { at, free: () => void n.munmap(at, length) };
 }
 
-export const pageUp = (n: number): number => Math.ceil(n / PAGE) * PAGE;
+let page = 0;
+/** Bytes: 4096 on x86_64, up to 65536 on arm64. */
+export function pageSize(): number {
+	page ||= native().pageSize();
+	return page;
+}
+export const pageUp = (n: number): number => Math.ceil(n / pageSize()) * pageSize();

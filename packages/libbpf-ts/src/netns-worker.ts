@@ -6,6 +6,7 @@ import { type MessagePort, parentPort, workerData } from 'node:worker_threads';
 import { attachClsact, attachTcFd, attachXdpFd, clsactProgram, detachClsact } from './attach.js';
 import { BpfError } from './errors.js';
 import type { Answer, ExecResult, NetnsOps, Request } from './netns.js';
+import { queryTcx } from './query.js';
 import { ifindexOf, netnsCookie, setNetns } from './sys.js';
 
 const ops: NetnsOps = {
@@ -14,6 +15,7 @@ const ops: NetnsOps = {
 	clsactReplace: (progFd, f) => void attachClsact(progFd, f.ifindex, f.direction, f.priority, f.handle, true),
 	clsactProgram,
 	clsactDetach: detachClsact,
+	queryTcx,
 	ifindex: ifindexOf,
 	cookie: netnsCookie,
 	exec: (command, args, input) =>

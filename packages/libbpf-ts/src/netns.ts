@@ -6,6 +6,7 @@ import type { ClsactFilter, Dev, Direction, TcAttachment, TcOptions, XdpAttachme
 import { BpfError, UsageError } from './errors.js';
 import type { ClsactOps, Link } from './link.js';
 import { type AttachTcOptions, type Program, tcLink, xdpLink } from './program.js';
+import type { HookState } from './query.js';
 import { nsPath } from './sys.js';
 
 export interface ExecResult {
@@ -21,6 +22,7 @@ export interface NetnsOps {
 	clsactReplace(progFd: number, f: ClsactFilter): void;
 	clsactProgram(f: ClsactFilter): number | undefined;
 	clsactDetach(f: ClsactFilter): boolean;
+	queryTcx(dev: Dev, direction: Direction): HookState;
 	exec(command: string, args: readonly string[], input: string | undefined): Promise<ExecResult>;
 	ifindex(name: string): number;
 	cookie(): bigint;
@@ -138,6 +140,10 @@ export class Netns implements AsyncDisposable {
 		detach: (f) => this.callSync('clsactDetach', f),
 	};
 
+	/** The tcx programs of a device there. */
+	queryTcx(dev: Dev, direction: Direction): Promise<HookState> {
+		return this.call('queryTcx', dev, direction);
+	}
 	/** Runs a command in the namespace. It does not throw for a non-zero status. */
 	exec(command: string, args: readonly string[] = [], o: { input?: string } = {}): Promise<ExecResult> {
 		return this.call('exec', command, args, o.input);

@@ -2,7 +2,7 @@ import type { Codec } from './codec.js';
 import { UsageError } from './errors.js';
 import { pollReadable } from './ffi.js';
 import { BpfMap } from './map.js';
-import { Mapping, PAGE } from './mapping.js';
+import { Mapping, pageSize } from './mapping.js';
 
 const BUSY = 0x80000000;
 const DISCARD = 0x40000000;
@@ -37,13 +37,14 @@ export class RingBuffer<E = Uint8Array> extends BpfMap {
 
 	private open(): void {
 		if (this.consumer) return;
+		const page = pageSize();
 		const op = `mmap ring buffer ${this.name}`;
-		this.consumer = Mapping.of(op, this.fd, PAGE);
-		this.producer = Mapping.of(op, this.fd, PAGE + 2 * this.maxEntries, PAGE, true);
+		this.consumer = Mapping.of(op, this.fd, page);
+		this.producer = Mapping.of(op, this.fd, page + 2 * this.maxEntries, page, true);
 		this.cons = new BigInt64Array(this.consumer.buffer, 0, 1);
 		this.prod = new BigInt64Array(this.producer.buffer, 0, 1);
-		this.headers = new Int32Array(this.producer.buffer, PAGE);
-		this.data = new Uint8Array(this.producer.buffer, PAGE);
+		this.headers = new Int32Array(this.producer.buffer, page);
+		this.data = new Uint8Array(this.producer.buffer, page);
 	}
 
 	/** Gives what is there to `cb`, up to `max` records, and returns how many. The view is good until cb returns. */

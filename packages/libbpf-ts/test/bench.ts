@@ -45,14 +45,26 @@ time('entries of 65536', 5, () => [...m.entries(8192)].length, 'ms');
 time('per-CPU get (all CPUs)', 100_000, () => b.map<number, bigint[]>('stats').get(0));
 const rings = b.mapOfMaps<number, number, number>('rings');
 const inner = rings.createInner(65537);
-time('mmap, write 65537 values, unmap', 5, () => {
-	using w = inner.raw.mmap();
-	const words = w.u32;
-	for (let i = 0; i < 65537; i++) words[2 * i] = i;
-}, 'ms');
+time(
+	'mmap, write 65537 values, unmap',
+	5,
+	() => {
+		using w = inner.raw.mmap();
+		const words = w.u32;
+		for (let i = 0; i < 65537; i++) words[2 * i] = i;
+	},
+	'ms',
+);
 const inners = Array.from({ length: 64 }, (_, i) => [i, inner] as const);
 time('map-in-map: 64 in one batch', 3, () => rings.setMany(inners), 'ms');
-time('map-in-map: 64 one by one', 1, () => inners.forEach(([i, x]) => rings.set(i, x)), 'ms');
+time(
+	'map-in-map: 64 one by one',
+	1,
+	() => {
+		for (const [i, x] of inners) rings.set(i, x);
+	},
+	'ms',
+);
 const p = b.program('tc_other');
 const data = new Uint8Array(64);
 time('testRun, 64 bytes', 100_000, () => p.testRun({ data }));

@@ -1,7 +1,7 @@
 import { mkdirSync, rmdirSync } from 'node:fs';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
-import { type BpfError, type BpfObject, Link, type Netns, open, openNetns, probe } from '../src/index.js';
+import { type BpfError, type BpfObject, Link, type Netns, open, openNetns, probe, queryCgroup } from '../src/index.js';
 import { cgroup2, cleanup, compile, namespace, pinDir, sh, when, why } from './helpers.js';
 
 // Every device lives in a namespace of this test's own: v0 ── v1.
@@ -107,7 +107,17 @@ when(test, lack || (probe('tcx') ? '' : 'no tcx'), 'tcx: several on one hook, in
 	assert.is(first.kind, 'tcx');
 	assert.is(first.info().attachType, 46);
 	using before = await net.attachTc(other, 'v0', 'ingress', { before: first });
-	assert.ok(before.fd >= 0);
+	const hook = await net.queryTcx('v0', 'ingress');
+	assert.equal(hook.programs, [
+		{ progId: other.id, linkId: before.info().id },
+		{ progId: main.id, linkId: first.info().id },
+	]);
+	const moved = await failure(() =>
+		net.attachTc(b.program('tc_third'), 'v0', 'ingress', { expectedRevision: hook.revision - 1n }),
+	);
+	assert.is(moved.code, 'ESTALE');
+	using third = await net.attachTc(b.program('tc_third'), 'v0', 'ingress', { expectedRevision: hook.revision });
+	assert.is(third.info().progId, b.program('tc_third').id);
 	using egress = await net.attachTc(main, 'v0', 'egress', { via: 'tcx' });
 	assert.is(egress.info().attachType, 47);
 	const twice = await failure(() => net.attachTc(main, 'v0', 'ingress'));
@@ -116,6 +126,13 @@ when(test, lack || (probe('tcx') ? '' : 'no tcx'), 'tcx: several on one hook, in
 	assert.is(egress.info().progId, other.id);
 	egress.detach();
 	assert.is(egress.info().ifindex, 0);
+});
+
+when(test, lack, 'tc: auto takes tcx where the kernel has it and clsact where not', async () => {
+	using l = await net.attachTc(b.program('tc_main'), 'v0', 'egress');
+	assert.is(l.kind, probe('tcx') ? 'tcx' : 'clsact');
+	assert.is(l.info().progId, b.program('tc_main').id);
+	assert.ok((l.info().ifindex ?? 0) > 0);
 });
 
 when(test, lack, 'clsact: the same verbs without a kernel link, also from another namespace', async () => {
@@ -155,6 +172,10 @@ when(
 			l.update(p, { expect: p });
 			using second = p.attachCgroup(dir);
 			assert.not.equal(second.info().id, l.info().id);
+			assert.equal(
+				queryCgroup(dir, 10).programs.map((x) => x.progId),
+				[p.id, p.id],
+			);
 		}
 		assert.is((await failure(() => p.attachCgroup('/proc'))).code, 'EBADF');
 		assert.match((await failure(() => p.attachCgroup('/nowhere'))).message, /is it a cgroup2 directory/);
