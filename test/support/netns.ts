@@ -293,7 +293,10 @@ export class Topology {
 		const file = join(this.directory, `${name}-${device}-${Math.random().toString(36).slice(2, 8)}.pcap`);
 		const running = this.spawn(name, [
 			'tcpdump',
+			// Debian's gives its privileges away before it opens the file, in a directory that is ours alone.
+			...['-Z', 'root'],
 			'-U',
+			'--immediate-mode',
 			'-n',
 			'-i',
 			device,
@@ -314,6 +317,16 @@ export class Topology {
 					.filter(Boolean);
 			},
 		};
+	}
+
+	/** Puts a raw frame on an interface. `hex` may contain spaces. */
+	frame(name: string, device: string, hex: string): void {
+		this.exec(name, [tool('frame'), device, hex.replaceAll(/[\s:]/g, '')]);
+	}
+
+	/** MAC address of a device, `02:…`. */
+	mac(name: string, device = 'eth0'): string {
+		return (this.ipJson(name, `link show dev ${device}`) as { address: string }[])[0].address;
 	}
 
 	/** Connects two namespaces: `a:device` and `b:device`. */

@@ -15,7 +15,7 @@ function findRoot(start: string): string {
 const sources = join(root, 'test/support/c');
 const output = join(root, 'dist/test/support/bin');
 
-export type Tool = 'httpd' | 'load' | 'udpecho' | 'udpload' | 'pass.o';
+export type Tool = 'httpd' | 'load' | 'udpecho' | 'udpload' | 'frame' | 'pass.o';
 
 /**
  * The path of a test program in C, compiled when it is missing or older than its sources.
@@ -57,7 +57,7 @@ export function tool(name: Tool): string {
 
 /** Compiles all of them, as scripts/setup does. */
 export function compileTools(): void {
-	for (const name of ['httpd', 'load', 'udpecho', 'udpload', 'pass.o'] as const) tool(name);
+	for (const name of ['httpd', 'load', 'udpecho', 'udpload', 'frame', 'pass.o'] as const) tool(name);
 }
 
 function newestSource(): number {

@@ -1,0 +1,162 @@
+/*
+ * Backends come, go, drain and change weight while connections are open.
+ * Topology: the default one; n2t1 n2t2 n2t3, n3t1 n3t2, and n3t3 that joins later.
+ */
+import * as assert from 'uvu/assert';
+import { Mesh, targets, taskBackend } from '../support/beeline.js';
+import { type LoadReport, type RunningLoad, Topology } from '../support/netns.js';
+import { scenario } from '../support/scenario.js';
+import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+
+interface Shared {
+	net: Topology;
+	mesh: Mesh;
+	held: RunningLoad<LoadReport>;
+}
+
+async function build(): Promise<Shared> {
+	const net = await Topology.build({ tasks: { n2: 3, n3: 2 } });
+	try {
+		for (const task of net.tasks()) {
+			await net.httpd(task, 80);
+			await net.udpecho(task, 53);
+		}
+		const backends = net.tasks().map((task) => taskBackend(net, task));
+		const mesh = await Mesh.start(net, {
+			services: [
+				{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { drainTimeout: '10m' }, backends },
+				{
+					name: 'dns',
+					ports: [{ published: 8053, target: 53, protocol: 'udp' }],
+					options: { drainTimeout: '10m' },
+					backends,
+				},
+			],
+		});
+		// 300 connections that live through everything below, a request each 200 ms.
+		const held = net.startLoad('c1', [
+			...['-n', 300, '-c', 300, '-k', 0, '-i', 200, '-d', 240_000, '-t', 5000, '-v'],
+			...targets(net, net.nodes, 8080, [4, 6]),
+		]);
+		await held.ready();
+		return { net, mesh, held };
+	} catch (error) {
+		net.close();
+		throw error;
+	}
+}
+
+const fresh = (net: Topology, connections = 700) =>
+	net.load('c1', ['-n', connections, '-c', 50, '-t', 5000, ...targets(net, net.nodes, 8080, [4, 6])]);
+
+scenario(
+	'changes under load',
+	cannotUseNamespaces() ?? cannotLoadBpf(),
+	build,
+	async ({ net, mesh }) => {
+		await mesh.close();
+		net.close();
+	},
+	(test) => {
+		test('a backend with weight 3 gets three shares of the new connections', async ({ net, mesh }) => {
+			await mesh.setBackends(
+				'web',
+				net.tasks().map((task) => taskBackend(net, task, { weight: task === 'n2t1' ? 3 : 1 })),
+			);
+			const report = await fresh(net, 7000);
+			assert.equal(report.failures, {});
+			// 3/7 of 7000 = 3000, sigma = sqrt(7000 * 3/7 * 4/7) = 41.4: five of them and one slot in 1024.
+			assert.ok(Math.abs(report.backends.n2t1 - 3000) < 215, JSON.stringify(report.backends));
+		});
+
+		test('an added backend gets new connections', async ({ net, mesh }) => {
+			net.addTask('n3', 3);
+			await net.httpd('n3t3', 80);
+			await mesh.setBackends(
+				'web',
+				[...net.tasks(), 'n3t3'].map((task) => taskBackend(net, task)),
+			);
+			const report = await fresh(net, 1200);
+			assert.equal(report.failures, {});
+			assert.is(Object.keys(report.backends).length, 6);
+			// 200 expected, sigma 12.9.
+			assert.ok(Math.abs(report.backends.n3t3 - 200) < 70, JSON.stringify(report.backends));
+		});
+
+		test('a drained backend gets no new connection, on any node, and comes back', async ({ net, mesh }) => {
+			const drained = (await mesh.agent('n1').backends()).find(
+				(backend) =>
+					backend.service === 'web' && backend.addresses.includes(net.address('n2t2').v4) && backend.node === 'n2',
+			);
+			assert.ok(drained, 'the backend n2t2 is listed');
+			// With the file source each node has its own mesh.yaml: the operator drains on each.
+			for (const agent of mesh.agents.values()) await agent.post(`/v1/backends/${drained.id}/drain`);
+			for (const agent of mesh.agents.values()) {
+				const state = (await agent.backends()).find((backend) => backend.id === drained.id)?.state;
+				assert.is(state, 'draining', agent.node);
+			}
+			const without = await fresh(net);
+			assert.equal(without.failures, {});
+			assert.is(without.backends.n2t2, undefined);
+			for (const agent of mesh.agents.values()) await agent.post(`/v1/backends/${drained.id}/undrain`);
+			const again = await fresh(net);
+			assert.equal(again.failures, {});
+			assert.ok(again.backends.n2t2 > 0);
+		});
+
+		test('a removed backend gets no new connection; its open ones go on', async ({ net, mesh }) => {
+			await mesh.setBackends(
+				'web',
+				['n2t1', 'n2t2', 'n3t1', 'n3t2', 'n3t3'].map((task) => taskBackend(net, task)),
+			);
+			const report = await fresh(net);
+			assert.equal(report.failures, {});
+			assert.is(report.backends.n2t3, undefined);
+		});
+
+		test('twenty changes in a row under new connections: none fails', async ({ net, mesh }) => {
+			const all = ['n2t1', 'n2t2', 'n3t1', 'n3t2', 'n3t3'];
+			const load = net.startLoad('c1', [
+				...['-n', 0, '-c', 60, '-r', 400, '-k', 3, '-i', 30, '-d', 120_000, '-t', 5000],
+				...targets(net, net.nodes, 8080, [4, 6]),
+			]);
+			for (let i = 0; i < 20; i++) {
+				const out = i % 2 ? all[i % all.length] : '';
+				await mesh.setBackends(
+					'web',
+					all.filter((task) => task !== out).map((task, j) => taskBackend(net, task, { weight: 1 + ((i + j) % 3) })),
+				);
+			}
+			const report = await load.finish();
+			assert.equal(report.failures, {}, JSON.stringify(report));
+			assert.is(report.moved, 0);
+		});
+
+		test('UDP flows keep their backend while others come and go', async ({ net, mesh }) => {
+			const load = net.startUdpload('c1', [
+				...['-n', 0, '-c', 120, '-i', 50, '-d', 60_000],
+				...targets(net, net.nodes, 8053, [4, 6]),
+			]);
+			const without = (gone: string) =>
+				net
+					.tasks()
+					.filter((task) => task !== gone)
+					.map((task) => taskBackend(net, task));
+			await mesh.setBackends('dns', without('n2t1'));
+			await mesh.setBackends('dns', without(''));
+			await mesh.setBackends('dns', without('n3t2'));
+			const report = await load.finish();
+			assert.equal([report.lost, report.moved], [0, 0], JSON.stringify(report));
+		});
+
+		test('no connection that was open all the time moved or broke', async ({ held }) => {
+			const report = await held.finish();
+			const broken = report.rows?.filter((row) => row.failure || row.last !== row.backend);
+			assert.equal(broken, [], JSON.stringify(broken?.slice(0, 20)));
+			assert.equal(report.failures, {});
+			assert.is(report.moved, 0);
+			assert.is(Object.keys(report.backends).length, 5);
+			assert.ok(report.ok > 3000, `only ${report.ok} answers`);
+		});
+	},
+);

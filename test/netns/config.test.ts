@@ -1,0 +1,119 @@
+/*
+ * Bad configuration: one sentence, exit 1, nothing changed. Topology: n1 alone.
+ */
+import { existsSync, writeFileSync } from 'node:fs';
+import * as assert from 'uvu/assert';
+import { Agent, Mesh, type MeshDocument, targets, taskBackend } from '../support/beeline.js';
+import { Topology } from '../support/netns.js';
+import { scenario } from '../support/scenario.js';
+import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
+
+const nodes = [{ name: 'n1', address: '192.168.78.1' }];
+const service = (more: object) => ({
+	name: 'web',
+	ports: [{ published: 8080, target: 80 }],
+	backends: [{ node: 'n1' }],
+	...more,
+});
+
+/** name, beeline.yaml's additions, mesh.yaml, what the sentence must say */
+const cases: readonly (readonly [string, object, object, RegExp])[] = [
+	['an unknown key in beeline.yaml', { uplink: ['eth0'] }, { nodes, services: [] }, /beeline\.yaml.*uplink/],
+	['an unknown key in mesh.yaml', {}, { nodes, services: [service({ colour: 'red' })] }, /mesh\.yaml.*colour/],
+	['port 0', {}, { nodes, services: [service({ ports: [{ published: 0, target: 80 }] })] }, /published.*0/],
+	['port 70000', {}, { nodes, services: [service({ ports: [{ published: 70_000, target: 80 }] })] }, /70000/],
+	['a published port twice', {}, { nodes, services: [service({}), service({ name: 'other' })] }, /8080/],
+	['a node without address', {}, { nodes: [{ name: 'n1' }], services: [] }, /address/],
+	['a backend on an unknown node', {}, { nodes, services: [service({ backends: [{ node: 'n9' }] })] }, /n9/],
+	['a VNI out of range', { datapath: { vni: 16_777_216 } }, { nodes, services: [] }, /vni|VNI/],
+	['a missing uplink', { uplinks: ['eth7'] }, { nodes, services: [] }, /eth7/],
+	[
+		'listening beyond loopback without a token',
+		{ http: { listen: ['0.0.0.0:7980'] } },
+		{ nodes, services: [] },
+		/token/,
+	],
+];
+
+async function build(): Promise<{ net: Topology }> {
+	return { net: await Topology.build({ nodes: 1, tasks: { n1: 1 } }) };
+}
+
+scenario(
+	'bad configuration',
+	cannotUseNamespaces() ?? cannotLoadBpf(),
+	build,
+	({ net }) => net.close(),
+	(test) => {
+		for (const [name, config, mesh, expected] of cases)
+			test(`${name}: one sentence, exit 1, nothing changed`, async ({ net }) => {
+				const agent = new Agent(net, 'n1', config as Record<string, unknown>);
+				agent.writeConfig();
+				agent.writeMesh(mesh as MeshDocument);
+				const running = agent.launch();
+				const result = await Promise.race([
+					running.ended,
+					new Promise<undefined>((resolve) => setTimeout(() => resolve(undefined), 10_000)),
+				]);
+				if (!result) {
+					await agent.detach();
+					assert.unreachable('the agent started');
+					return;
+				}
+				assert.is(result.code, 1, result.stdout + result.stderr);
+				const lines = result.stderr.trim().split('\n');
+				assert.is(lines.length, 1, result.stderr);
+				assert.match(lines[0], expected);
+				assert.not(existsSync(net.pinRoot('n1')), 'no pin is left');
+				assert.not(/xdp/.test(net.exec('n1', ['ip', 'link', 'show', 'eth0']).stdout), 'no program is attached');
+			});
+
+		test('without root: one sentence, exit 1', async ({ net }) => {
+			const agent = new Agent(net, 'n1');
+			agent.writeConfig();
+			agent.writeMesh({ nodes, services: [] });
+			const result = net.exec(
+				'n1',
+				[
+					'setpriv',
+					'--reuid=65534',
+					'--regid=65534',
+					'--clear-groups',
+					'node',
+					`${process.cwd()}/bin/beeline`,
+					'agent',
+					'--config',
+					agent.configFile,
+				],
+				{ mayFail: true },
+			);
+			assert.is(result.code, 1, result.stdout + result.stderr);
+			assert.is(result.stderr.trim().split('\n').length, 1, result.stderr);
+			assert.match(result.stderr, /root|CAP_|permission/i);
+		});
+
+		test('a bad reload keeps the running state, says so, and a good one heals it', async ({ net }) => {
+			await net.httpd('n1t1', 80);
+			const document = {
+				services: [{ name: 'web', ports: [{ published: 8080, target: 80 }], backends: [taskBackend(net, 'n1t1')] }],
+			};
+			const mesh = await Mesh.start(net, document);
+			const agent = mesh.agent('n1');
+			const works = async () => {
+				const report = await net.load('c1', ['-n', 20, '-t', 2000, ...targets(net, ['n1'], 8080)]);
+				assert.equal(report.failures, {});
+			};
+			await works();
+			writeFileSync(agent.meshFile, '{ "nodes": [], "servces": [] }');
+			const error = await waitFor('the refusal', async () => (await agent.status()).membership.error);
+			assert.match(error, /servces|nodes/);
+			await works();
+			await mesh.change(document);
+			await waitFor('the refusal to go', async () => (await agent.status()).membership.error === null);
+			await works();
+			await mesh.close();
+			assert.not(existsSync(net.pinRoot('n1')), 'no pin is left');
+		});
+	},
+);

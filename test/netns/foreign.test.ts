@@ -1,0 +1,187 @@
+/*
+ * A packet that is not ours leaves as it came: the same things are tried before and after the agents start.
+ *
+ *	 c1 .100          n1 .1 (eth0 is a port of br0)         n2 .2           n3 .3
+ *	   |                |            \                        |               |
+ *	 --+----------------+---          p1 --- vm .50           +---------------+
+ *	                    |
+ *	                   x0 10.99.0.1 --- x 10.99.0.2         behind n1, routed
+ *
+ * Published: 8080 and 40000 (inside ip_local_port_range), TCP and UDP. vxlan 77 on port 4789 joins n1 and n2.
+ */
+import * as assert from 'uvu/assert';
+import { Mesh, targets, taskBackend } from '../support/beeline.js';
+import { Topology } from '../support/netns.js';
+import { scenario } from '../support/scenario.js';
+import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+
+async function build(): Promise<{ net: Topology; mesh: { started?: Mesh } }> {
+	const net = await Topology.build({ tasks: { n2: 1, n3: 1 }, bridged: ['n1'] });
+	try {
+		for (const task of net.tasks()) {
+			await net.httpd(task, 80);
+			await net.udpecho(task, 53);
+		}
+		for (const name of ['c1', ...net.nodes]) {
+			await net.httpd(name, 9000);
+			await net.udpecho(name, 9053);
+		}
+		// A machine bridged through n1.
+		net.addNamespace('vm');
+		net.veth('n1', 'p1', 'vm', 'eth0');
+		net.ip('n1', ['link set p1 master br0 up']);
+		net.ip('vm', ['addr add 192.168.78.50/24 dev eth0', 'addr add fd78::50/64 dev eth0 nodad', 'link set eth0 up']);
+		// A machine routed through n1.
+		net.addNamespace('x');
+		net.veth('n1', 'x0', 'x', 'eth0');
+		net.ip('n1', ['addr add 10.99.0.1/24 dev x0', 'addr add fd99::1/64 dev x0 nodad', 'link set x0 up']);
+		net.ip('x', [
+			...['addr add 10.99.0.2/24 dev eth0', 'addr add fd99::2/64 dev eth0 nodad', 'link set eth0 up'],
+			...['route add default via 10.99.0.1', 'route add ::/0 via fd99::1'],
+		]);
+		net.ip('c1', ['route add 10.99.0.0/24 via 192.168.78.1', 'route add fd99::/64 via fd78::1']);
+		for (const name of ['vm', 'x']) {
+			net.asWire(name, 'eth0');
+			await net.httpd(name, 8080);
+		}
+		for (const [node, other, host] of [
+			['n1', 'n2', 1],
+			['n2', 'n1', 2],
+		] as const)
+			net.ip(node, [
+				`link add vx77 type vxlan id 77 dstport 4789 local ${net.address(node).v4} remote ${net.address(other).v4}`,
+				`addr add 10.77.0.${host}/24 dev vx77`,
+				'link set vx77 up',
+			]);
+		return { net, mesh: {} };
+	} catch (error) {
+		net.close();
+		throw error;
+	}
+}
+
+type Try = readonly [name: string, attempt: (net: Topology) => Promise<void>];
+
+async function answers(net: Topology, from: string, who: string, args: readonly (string | number)[]): Promise<void> {
+	const report = await net.load(from, ['-t', 2000, ...args]);
+	assert.equal(report.failures, {}, JSON.stringify(report));
+	assert.equal(Object.keys(report.backends), [who]);
+}
+
+const tries: readonly Try[] = [
+	[
+		'a local client whose source port is a published port, TCP',
+		async (net) => {
+			for (const node of net.nodes)
+				for (const port of [8080, 40_000])
+					for (const target of targets(net, ['c1'], 9000, [4, 6])) await answers(net, node, 'c1', ['-p', port, target]);
+		},
+	],
+	[
+		'a local client whose source port is a published port, UDP',
+		async (net) => {
+			for (const node of net.nodes)
+				for (const target of targets(net, ['c1'], 9053, [4, 6])) {
+					const report = await net.udpload(node, ['-n', 3, '-p', 40_000, target]);
+					assert.equal(
+						[report.answered, report.backends],
+						[3, { c1: 3 }],
+						`${node} to ${target}: ${JSON.stringify(report)}`,
+					);
+				}
+		},
+	],
+	[
+		'a direct dial of a process, and of another node from a published source port',
+		async (net) => {
+			for (const node of net.nodes) await answers(net, 'c1', node, ['-n', 4, ...targets(net, [node], 9000, [4, 6])]);
+			await answers(net, 'n1', 'n2', ['-p', 40_000, ...targets(net, ['n2'], 9000)]);
+			await answers(net, 'c1', 'n2', ['-p', 40_000, ...targets(net, ['n2'], 9000)]);
+		},
+	],
+	[
+		'traffic to port 8080 of a machine bridged through the node',
+		async (net) => answers(net, 'c1', 'vm', ['-n', 20, '192.168.78.50:8080', '[fd78::50]:8080']),
+	],
+	[
+		'16 MB through the bridge of the node',
+		async (net) => answers(net, 'c1', 'vm', ['-n', 2, '-D', 16_000_000, '192.168.78.50:8080', '[fd78::50]:8080']),
+	],
+	[
+		'traffic to port 8080 of a machine routed through the node',
+		async (net) => answers(net, 'c1', 'x', ['-n', 20, '10.99.0.2:8080', '[fd99::2]:8080']),
+	],
+	[
+		'a dial by a machine routed through the node, from a published source port',
+		async (net) => answers(net, 'x', 'c1', ['-p', 40_000, `${net.address('c1').v4}:9000`]),
+	],
+	[
+		'ARP and neighbour discovery after every entry was flushed',
+		async (net) => {
+			for (const name of ['c1', ...net.nodes]) {
+				net.exec(name, ['ip', 'neigh', 'flush', 'all'], { mayFail: true });
+				net.exec(name, ['ip', '-6', 'neigh', 'flush', 'all'], { mayFail: true });
+			}
+			for (const node of net.nodes) await answers(net, 'c1', node, ['-n', 2, ...targets(net, [node], 9000, [4, 6])]);
+			for (const node of net.nodes) await answers(net, node, 'c1', ['-n', 2, ...targets(net, ['c1'], 9000, [4, 6])]);
+		},
+	],
+	['foreign VXLAN on port 4789', async (net) => answers(net, 'n1', 'n2', ['-n', 10, '10.77.0.2:9000'])],
+	[
+		'a frame with a VLAN tag arrives as it was sent',
+		async (net) => {
+			// IPv4 TCP SYN to 8080, tagged 10, to n2: dead if it were taken for an untagged one.
+			const frame = [
+				net.mac('n2').replaceAll(':', ''),
+				net.mac('c1').replaceAll(':', ''),
+				'8100000a0800',
+				'4500002812340000400600000a0a0a0ac0a84e02',
+				'd4311f90000000010000000050022000aaaa0000',
+			].join('');
+			const capture = await net.capture('n2', 'eth0', 'vlan');
+			net.frame('c1', 'eth0', frame);
+			const seen = await capture.stop();
+			assert.is(seen.length, 1, seen.join('\n'));
+			assert.match(seen[0], /vlan 10/);
+			assert.match(seen[0], /10\.10\.10\.10\.54321 > 192\.168\.78\.2\.8080/);
+			assert.match(seen[0], /ttl 64/);
+		},
+	],
+];
+
+scenario(
+	'what is not ours',
+	cannotUseNamespaces() ?? cannotLoadBpf(),
+	build,
+	async ({ net, mesh }) => {
+		await mesh.started?.close();
+		net.close();
+	},
+	(test) => {
+		for (const [name, attempt] of tries) test(`without Beeline: ${name}`, ({ net }) => attempt(net));
+		test('the agents start', async ({ net, mesh }) => {
+			const backends = net.tasks().map((task) => taskBackend(net, task));
+			mesh.started = await Mesh.start(net, {
+				services: [
+					{
+						name: 'web',
+						ports: [
+							{ published: 8080, target: 80 },
+							{ published: 40_000, target: 80 },
+						],
+						backends,
+					},
+					{ name: 'dns', ports: [{ published: 40_000, target: 53, protocol: 'udp' }], backends },
+				],
+			});
+			const report = await net.load('c1', [
+				'-n',
+				60,
+				...targets(net, net.nodes, 8080, [4, 6]),
+				...targets(net, net.nodes, 40_000, [4, 6]),
+			]);
+			assert.equal(report.failures, {}, JSON.stringify(report));
+		});
+		for (const [name, attempt] of tries) test(`with Beeline: ${name}`, ({ net }) => attempt(net));
+	},
+);

@@ -1,0 +1,84 @@
+/*
+ * A node joins and leaves while the kernel's own balancer (nftables DNAT, as Docker's mesh) serves the published port.
+ * Topology: the default one; n2t1 n2t2, n3t1. nftables on n2 sends 8080 to n2t1 and n2t2.
+ */
+import * as assert from 'uvu/assert';
+import { Mesh, targets, taskBackend } from '../support/beeline.js';
+import { Topology } from '../support/netns.js';
+import { scenario } from '../support/scenario.js';
+import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+
+async function build(): Promise<{ net: Topology }> {
+	const net = await Topology.build({ tasks: { n2: 2, n3: 1 } });
+	try {
+		for (const task of net.tasks()) await net.httpd(task, 80);
+		net.exec('n2', ['nft', '-f', '-'], {
+			input: `table ip mesh {
+				chain prerouting {
+					type nat hook prerouting priority dstnat;
+					tcp dport 8080 dnat to numgen inc mod 2 map { 0 : 172.18.0.2 . 80, 1 : 172.18.0.3 . 80 }
+				}
+			}`,
+		});
+		return { net };
+	} catch (error) {
+		net.close();
+		throw error;
+	}
+}
+
+scenario(
+	'joining and leaving',
+	cannotUseNamespaces() ?? cannotLoadBpf(),
+	build,
+	({ net }) => net.close(),
+	(test) => {
+		test('no connection is cut when a node joins, nor when it leaves', async ({ net }) => {
+			const old = net.startLoad('c1', [
+				...['-n', 60, '-c', 60, '-k', 0, '-i', 50, '-d', 120_000, '-t', 4000, '-v'],
+				...targets(net, ['n2'], 8080),
+			]);
+			await old.ready();
+			// A load of new connections runs through everything.
+			const steady = net.startLoad('c1', [
+				...['-n', 0, '-c', 50, '-r', 200, '-d', 120_000, '-t', 4000],
+				...targets(net, ['n2'], 8080),
+			]);
+			const mesh = await Mesh.start(net, {
+				services: [
+					{
+						name: 'web',
+						ports: [{ published: 8080, target: 80 }],
+						backends: net.tasks().map((task) => taskBackend(net, task)),
+					},
+				],
+			});
+			const joined = await net.load('c1', ['-n', 300, '-t', 3000, ...targets(net, net.nodes, 8080)]);
+			assert.equal(joined.failures, {}, JSON.stringify(joined));
+			assert.is(Object.keys(joined.backends).length, 3, 'new connections are balanced by Beeline');
+
+			// Connections that Beeline made, which end in time while the node leaves.
+			const short = net.startLoad('c1', [
+				...['-n', 60, '-c', 60, '-k', 20, '-i', 100, '-t', 4000],
+				...targets(net, ['n2'], 8080),
+			]);
+			await short.ready();
+			const agent = mesh.agent('n2');
+			await agent.stop();
+			const left = await agent.cli(['detach', '--config', agent.configFile, '--wait', '6s'], { local: true });
+			assert.is(left.code, 0, left.stderr);
+			assert.equal((await short.report()).failures, {});
+
+			const after = await net.load('c1', ['-n', 100, '-t', 3000, ...targets(net, ['n2'], 8080)]);
+			assert.equal(after.failures, {});
+			assert.equal(Object.keys(after.backends).sort(), ['n2t1', 'n2t2'], 'the kernel serves again');
+
+			const oldReport = await old.finish();
+			assert.equal(oldReport.failures, {}, JSON.stringify(oldReport.failures));
+			assert.is(oldReport.moved, 0);
+			const steadyReport = await steady.finish();
+			assert.equal(steadyReport.failures, {}, JSON.stringify(steadyReport.failures));
+			await mesh.close();
+		});
+	},
+);
