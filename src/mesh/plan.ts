@@ -1,5 +1,6 @@
 /** Membership (observed) → Mesh (desired). Pure: time, health and the Mesh before come in as arguments. */
 import { hash40, hash64, macOf, toBigInt } from './hash.js';
+import { backendKey, idOf } from './keys.js';
 import { tableSize } from './maglev.js';
 import type {
 	BackendState,
@@ -10,7 +11,6 @@ import type {
 	Protocol,
 	ServiceOptions,
 	ServiceSpec,
-	Task,
 } from './types.js';
 
 /** One item per service, (node, task or address), target port and protocol; both families together. */
@@ -131,21 +131,6 @@ export interface PlanInput {
 export const NODE_LEAVES_MS = 60_000;
 
 const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
-
-/** What distinguishes a task from the others of its node. */
-function placeOf(t: Task): string {
-	return t.id ?? t.address4 ?? t.address6 ?? 'process';
-}
-
-/** `web/node2/172.18.0.2/80/tcp` */
-export function backendKey(service: string, t: Task, target: number, protocol: Protocol): string {
-	return `${service}/${t.node}/${placeOf(t)}/${target}/${protocol}`;
-}
-
-/** `~` is unreserved in URLs (RFC 3986, 2.3) and in no name; the colons of IPv6 are not. */
-function idOf(key: string): string {
-	return key.replaceAll('/', '~').replaceAll(':', '-');
-}
 
 function family(b: MeshBackend, f: Family): boolean {
 	if (b.address4 === undefined && b.address6 === undefined) return true;

@@ -281,7 +281,8 @@ export function check<T extends z.ZodType>(schema: T, data: unknown): { data?: z
 			problems.push({ path, text: `${shown(issue.input)}: expected ${expected ?? issue.expected}` });
 		} else problems.push({ path, text: `${shown(issue.input)}: expected ${issue.message}` });
 	}
-	return { problems };
+	// A key that is not known is why another seems to be missing.
+	return { problems: problems.sort((a, b) => Number(b.key ?? false) - Number(a.key ?? false)) };
 }
 
 /**

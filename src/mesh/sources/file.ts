@@ -1,0 +1,628 @@
+/**
+ * mesh.yaml: the whole mesh as one document, the same on every node (DESIGN 7.2). Read into a Membership, watched, and
+ * written back where an operator drains or tunes over HTTP, so that the file stays the truth.
+ */
+import { type FSWatcher, readFileSync, realpathSync, statSync, watch } from 'node:fs';
+import { basename, dirname, resolve } from 'node:path';
+import ipaddr from 'ipaddr.js';
+import { type Document, isMap, isScalar, isSeq, type YAMLMap, type YAMLSeq } from 'yaml';
+import { z } from 'zod';
+import { BeelineError, codeOf } from '../../errors.js';
+import { backendKey, idOf } from '../keys.js';
+import type { Membership, NetworkSpec, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
+import {
+	address,
+	address4,
+	bool,
+	check,
+	duration,
+	formatDuration,
+	integer,
+	name,
+	oneOf,
+	type Problem,
+	parseSource,
+	port,
+	prefix,
+	readText,
+	refuse,
+	type Source,
+	value,
+	writeAtomically,
+} from './document.js';
+
+const tableSize = value('auto or a power of two from 1024 to 131072', (x) =>
+	x === 'auto' || (typeof x === 'number' && x >= 1024 && x <= 131072 && Number.isInteger(x) && (x & (x - 1)) === 0)
+		? (x as 'auto' | number)
+		: undefined,
+);
+
+const optionsSchema = z.strictObject({
+	returnPath: oneOf('auto', 'dsr', 'tunnel').default('auto'),
+	affinity: oneOf('none', 'client-ip').default('none'),
+	tracking: oneOf('auto', 'always', 'none').default('auto'),
+	trackingWindow: duration.default(8_100_000),
+	udpWindow: duration.default(60_000),
+	tableSize: tableSize.default('auto'),
+	drainTimeout: duration.default(60_000),
+	addresses: z.array(address).default([]),
+	allow: z.array(prefix).default([]),
+	deny: z.array(prefix).default([]),
+	prefer: oneOf('none', 'local').default('none'),
+	enable: bool.default(true),
+});
+
+const portSchema = z.strictObject({
+	published: port,
+	target: port,
+	protocol: oneOf('tcp', 'udp').default('tcp'),
+});
+
+const backendSchema = z.strictObject({
+	node: name,
+	address: address.optional(),
+	addresses: z
+		.array(address)
+		.min(1, 'one address, or one of each family')
+		.max(2, 'one address, or one of each family')
+		.optional(),
+	weight: integer(0, 1000, 'a weight').default(1),
+	drain: bool.default(false),
+});
+
+const serviceSchema = z.strictObject({
+	name,
+	ports: z.array(portSchema).min(1, 'at least one published port'),
+	options: optionsSchema.prefault({}),
+	backends: z.array(backendSchema).default([]),
+});
+
+const networkSchema = z.strictObject({
+	name,
+	subnet: prefix,
+	vni: integer(1, 16777215, 'a VNI'),
+	attachable: bool.default(false),
+	slices: z.record(z.string(), prefix).optional(),
+	options: z
+		.strictObject({
+			mtu: integer(576, 65535, 'an MTU').optional(),
+			internal: bool.optional(),
+			encrypted: bool.optional(),
+		})
+		.prefault({}),
+});
+
+const nodeSchema = z.strictObject({
+	name,
+	address: address4,
+	drain: bool.default(false),
+});
+
+export const meshSchema = z.strictObject({
+	nodes: z.array(nodeSchema).min(1, 'at least one node'),
+	services: z.array(serviceSchema).default([]),
+	networks: z.array(networkSchema).default([]),
+});
+type MeshFile = z.output<typeof meshSchema>;
+
+/** Options as DESIGN 7.2 writes them: durations as text. */
+export function formatOptions(o: ServiceOptions): Record<string, unknown> {
+	return {
+		returnPath: o.returnPath,
+		affinity: o.affinity,
+		tracking: o.tracking,
+		trackingWindow: formatDuration(o.trackingWindowMs),
+		udpWindow: formatDuration(o.udpWindowMs),
+		tableSize: o.tableSize,
+		drainTimeout: formatDuration(o.drainTimeoutMs),
+		addresses: o.addresses,
+		allow: o.allow,
+		deny: o.deny,
+		prefer: o.prefer,
+		enable: o.enable,
+	};
+}
+
+function toOptions(o: MeshFile['services'][number]['options']): ServiceOptions {
+	const { trackingWindow, udpWindow, drainTimeout, ...rest } = o;
+	return { ...rest, trackingWindowMs: trackingWindow, udpWindowMs: udpWindow, drainTimeoutMs: drainTimeout };
+}
+
+/** Options from their notation in DESIGN 7.2, defaults filled in. @throws BeelineError INVALID_CONFIG naming the field */
+export function parseOptions(options: unknown): ServiceOptions {
+	const result = check(optionsSchema, options ?? {});
+	if (!result.data) throw refuse({ ...parseSource('', ''), file: '' }, result.problems);
+	return toOptions(result.data);
+}
+
+/** What a schema cannot say: names that must exist or be unique, addresses that must fit together. */
+function crossCheck(m: MeshFile): Problem[] {
+	const problems: Problem[] = [];
+	const unique = <T>(
+		list: readonly T[],
+		at: (string | number)[],
+		field: string,
+		keyOf: (x: T) => string,
+		what: string,
+	) => {
+		const seen = new Map<string, number>();
+		for (const [i, x] of list.entries()) {
+			const key = keyOf(x);
+			const before = seen.get(key);
+			if (before === undefined) seen.set(key, i);
+			else
+				problems.push({
+					path: [...at, i, field],
+					text: `is ${key}, as ${at.join('.')}[${before}] is: expected ${what}`,
+				});
+		}
+	};
+	unique(m.nodes, ['nodes'], 'name', (n) => n.name, 'each node once');
+	unique(m.nodes, ['nodes'], 'address', (n) => n.address, 'an address of its own for each node');
+	unique(m.services, ['services'], 'name', (s) => s.name, 'each service once');
+	unique(m.networks, ['networks'], 'name', (n) => n.name, 'each network once');
+	unique(m.networks, ['networks'], 'vni', (n) => String(n.vni), 'a VNI of its own for each network');
+	const nodes = new Set(m.nodes.map((n) => n.name));
+	const taken = new Map<string, { addresses: readonly string[]; where: string }[]>();
+	for (const [i, s] of m.services.entries()) {
+		for (const [k, p] of s.ports.entries()) {
+			const key = `${p.protocol}/${p.published}`;
+			const list = taken.get(key) ?? [];
+			taken.set(key, list);
+			const addresses = s.options.addresses;
+			// A service on one address beside one on all is no conflict: the more exact answers.
+			const other = list.find((t) =>
+				addresses.length === 0 ? t.addresses.length === 0 : t.addresses.some((a) => addresses.includes(a)),
+			);
+			if (other)
+				problems.push({
+					path: ['services', i, 'ports', k, 'published'],
+					text: `is ${key}, which ${other.where} publishes already: expected each published port once per protocol and address`,
+				});
+			list.push({ addresses, where: `service ${s.name}` });
+		}
+		const places = new Map<string, number>();
+		for (const [k, b] of s.backends.entries()) {
+			const path = ['services', i, 'backends', k];
+			if (!nodes.has(b.node))
+				problems.push({
+					path: [...path, 'node'],
+					text: `is ${JSON.stringify(b.node)}, which is no node: expected one of ${[...nodes].slice(0, 8).join(', ')}`,
+				});
+			if (b.address !== undefined && b.addresses !== undefined)
+				problems.push({
+					path: [...path, 'addresses'],
+					text: 'stands beside address: expected one of the two',
+					key: true,
+				});
+			const list = b.addresses ?? (b.address === undefined ? [] : [b.address]);
+			if (list.length === 2 && list[0].includes(':') === list[1].includes(':'))
+				problems.push({
+					path: [...path, 'addresses', 1],
+					text: `is ${list[1]}, of the same family as the first: expected one address of each family`,
+				});
+			for (const a of list.length === 0 ? ['a process'] : list) {
+				const place = `${b.node}/${a}`;
+				const before = places.get(place);
+				if (before !== undefined)
+					problems.push({ path, text: `is ${a} on ${b.node}, as backends[${before}] is: expected each backend once` });
+				places.set(place, k);
+			}
+		}
+	}
+	for (const [i, n] of m.networks.entries())
+		for (const [node, slice] of Object.entries(n.slices ?? {})) {
+			if (!nodes.has(node))
+				problems.push({
+					path: ['networks', i, 'slices', node],
+					key: true,
+					text: `is no node: expected one of ${[...nodes].slice(0, 8).join(', ')}`,
+				});
+			const [outer, bits] = ipaddr.parseCIDR(n.subnet);
+			const [inner, innerBits] = ipaddr.parseCIDR(slice);
+			if (inner.kind() !== outer.kind() || innerBits < bits || !inner.match(outer, bits))
+				problems.push({ path: ['networks', i, 'slices', node], text: `is ${slice}: expected a part of ${n.subnet}` });
+		}
+	return problems;
+}
+
+function toTask(b: MeshFile['services'][number]['backends'][number]): Task {
+	const list = b.addresses ?? (b.address === undefined ? [] : [b.address]);
+	const address4 = list.find((a) => !a.includes(':'));
+	const address6 = list.find((a) => a.includes(':'));
+	return {
+		node: b.node,
+		...(address4 === undefined ? {} : { address4 }),
+		...(address6 === undefined ? {} : { address6 }),
+		weight: b.weight,
+		state: b.drain ? 'draining' : 'active',
+	};
+}
+
+function toMembership(m: MeshFile): Membership {
+	return {
+		nodes: m.nodes.map((n): NodeSpec => ({ name: n.name, address: n.address, drained: n.drain })),
+		services: m.services.map(
+			(s): ServiceSpec => ({
+				name: s.name,
+				ports: s.ports,
+				options: toOptions(s.options),
+				tasks: s.backends.map(toTask),
+			}),
+		),
+		networks: m.networks.map(
+			(n): NetworkSpec => ({
+				name: n.name,
+				subnet: n.subnet,
+				vni: n.vni,
+				attachable: n.attachable,
+				options: { ...n.options, ...(n.slices ? { slices: n.slices } : {}) },
+			}),
+		),
+	};
+}
+
+function membershipOf(source: Source): Membership {
+	const result = check(meshSchema, source.data ?? {});
+	if (!result.data) throw refuse(source, result.problems);
+	const problems = crossCheck(result.data);
+	if (problems.length > 0) throw refuse(source, problems);
+	return toMembership(result.data);
+}
+
+/** Reads the text of mesh.yaml. @throws BeelineError BAD_YAML or INVALID_CONFIG: file, line, column, what was expected */
+export function parseMembership(file: string, content: string): Membership {
+	return membershipOf(parseSource(file, content));
+}
+
+/** The old objects wherever nothing changed, so that whoever comes after need not look inside. */
+export function shareMembership(old: Membership | undefined, next: Membership): Membership {
+	if (!old) return next;
+	const share = <T>(before: readonly T[], after: readonly T[], keyOf: (x: T) => string): readonly T[] => {
+		const known = new Map(before.map((x) => [keyOf(x), x]));
+		const list = after.map((x) => {
+			const was = known.get(keyOf(x));
+			return was !== undefined && same(was, x) ? was : x;
+		});
+		return list.length === before.length && list.every((x, i) => x === before[i]) ? before : list;
+	};
+	return {
+		nodes: share(old.nodes, next.nodes, (n) => n.name),
+		services: share(old.services, next.services, (s) => s.name),
+		networks: share(old.networks, next.networks, (n) => n.name),
+	};
+}
+
+function same(a: unknown, b: unknown): boolean {
+	if (a === b) return true;
+	if (typeof a !== 'object' || typeof b !== 'object' || a === null || b === null) return false;
+	const x = a as Record<string, unknown>;
+	const y = b as Record<string, unknown>;
+	const keys = Object.keys(x);
+	return keys.length === Object.keys(y).length && keys.every((k) => k in y && same(x[k], y[k]));
+}
+
+/** A membership source that is a file. Closing it stops the watching. */
+export interface FileSource {
+	readonly file: string;
+	/** The last one that was accepted. */
+	current(): Membership;
+	/** Why the last reading was refused; undefined when it was accepted. */
+	error(): BeelineError | undefined;
+	/** Reads the file now, as the watcher would. */
+	reload(): void;
+	close(): void;
+}
+
+export interface FileSourceEvents {
+	/** A new membership, not called for the first. `readAtMs` is when the change was noticed (Date.now()). */
+	readonly onChange: (membership: Membership, readAtMs: number) => void;
+	/** A reading was refused; the membership before it stays. */
+	readonly onError: (error: BeelineError) => void;
+}
+
+/** Between the last event and the reading: lets a writer of several write(2) calls finish. */
+const DEBOUNCE_MS = 5;
+/** For file systems without inotify (NFS, some bind mounts). */
+const POLL_MS = 1000;
+
+/**
+ * Reads mesh.yaml and watches it: written in place, replaced by rename, or a symbolic link that is switched.
+ * @throws BeelineError where the first reading is refused
+ */
+export function openFileSource(file: string, events: FileSourceEvents): FileSource {
+	const full = resolve(file);
+	const readNow = (): { text: string; stamp: string } => {
+		// A file that is being written has another stamp after the reading: the next event reads it again.
+		const stamp = stampOf(full);
+		const text = readText(full, 'membership');
+		return { text, stamp };
+	};
+	let { text, stamp } = readNow();
+	let membership = parseMembership(file, text);
+	let error: BeelineError | undefined;
+	let timer: NodeJS.Timeout | undefined;
+	let noticedAt = 0;
+	const reload = (): void => {
+		const at = noticedAt || Date.now();
+		noticedAt = 0;
+		try {
+			const now = readNow();
+			stamp = now.stamp;
+			if (now.text === text) {
+				// As it was accepted before; if something else was refused meanwhile, that is over.
+				error = undefined;
+				return;
+			}
+			const next = shareMembership(membership, parseMembership(file, now.text));
+			error = undefined;
+			text = now.text;
+			membership = next;
+			events.onChange(next, at);
+		} catch (e) {
+			const next =
+				e instanceof BeelineError
+					? e
+					: new BeelineError('READ_FAILED', `read membership ${file}: ${String(e)}`, { cause: e });
+			if (error?.message === next.message) return;
+			error = next;
+			events.onError(next);
+		}
+	};
+	const later = () => {
+		noticedAt ||= Date.now();
+		clearTimeout(timer);
+		timer = setTimeout(reload, DEBOUNCE_MS);
+	};
+	const watchers: FSWatcher[] = [];
+	let watched = '';
+	const rewatch = () => {
+		// The directory, not the file: a rename over the file would take the watch away with the old inode.
+		const directories = new Map<string, string>([[dirname(full), basename(full)]]);
+		try {
+			const target = realpathSync(full);
+			directories.set(dirname(target), basename(target));
+		} catch {
+			// gone for a moment: its directory tells when it is back
+		}
+		const key = [...directories].join();
+		if (key === watched) return;
+		watched = key;
+		for (const w of watchers.splice(0)) w.close();
+		for (const [directory, base] of directories) {
+			try {
+				const w = watch(directory, { persistent: false }, (_event, changed) => {
+					if (changed !== null && changed !== base && directory !== dirname(full)) return;
+					if (changed !== null && changed !== base && stampOf(full) === stamp) return;
+					later();
+				});
+				w.on('error', () => w.close());
+				watchers.push(w);
+			} catch {
+				// no inotify left: the poll below still sees it
+			}
+		}
+	};
+	rewatch();
+	const poll = setInterval(() => {
+		rewatch();
+		if (stampOf(full) !== stamp) later();
+	}, POLL_MS);
+	poll.unref();
+	return {
+		file: full,
+		current: () => membership,
+		error: () => error,
+		reload,
+		close() {
+			clearInterval(poll);
+			clearTimeout(timer);
+			for (const w of watchers) w.close();
+		},
+	};
+}
+
+function stampOf(file: string): string {
+	try {
+		const s = statSync(file, { bigint: true });
+		return `${s.dev}/${s.ino}/${s.size}/${s.mtimeNs}`;
+	} catch (error) {
+		return codeOf(error);
+	}
+}
+
+// --- writing back
+
+/** Whoever refused is named in `detail`; the HTTP layer turns the code into 404, 409 or 422. */
+function notFound(what: string, which: string): BeelineError {
+	return new BeelineError(
+		'NOT_FOUND',
+		`${what} ${JSON.stringify(which)} is not in the mesh file: look with beeline ${what}s`,
+	);
+}
+
+function listOf(doc: Document, key: string): YAMLSeq {
+	let list = doc.get(key, true);
+	if (!isSeq(list)) {
+		list = doc.createNode([]);
+		doc.set(key, list);
+	}
+	return list as YAMLSeq;
+}
+
+function itemOf(doc: Document, key: string, wanted: string): YAMLMap | undefined {
+	return listOf(doc, key).items.find((i): i is YAMLMap => isMap(i) && i.get('name') === wanted);
+}
+
+function setValue(doc: Document, map: YAMLMap, key: string, v: unknown): void {
+	const old = map.get(key, true);
+	if (isScalar(old) && (typeof v !== 'object' || v === null)) old.value = v;
+	else {
+		const node = doc.createNode(v);
+		if (isSeq(node)) node.flow = true;
+		map.set(key, node);
+	}
+}
+
+/**
+ * Edits the file and checks the result; nothing is written where it would be refused. Comments, order and quoting of what
+ * was not touched stay.
+ * @throws BeelineError NOT_FOUND, CONFLICT, INVALID_CONFIG, WRITE_FAILED
+ */
+function edit(file: string, change: (doc: Document, membership: Membership) => void): Membership {
+	const source = parseSource(file, readText(file, 'membership'));
+	const before = membershipOf(source);
+	const doc = source.doc();
+	change(doc, before);
+	const text = /^\s*\{/.test(source.text)
+		? `${JSON.stringify(doc.toJS(), null, '\t')}\n`
+		: doc.toString({ lineWidth: 0, flowCollectionPadding: true });
+	const after = parseMembership(file, text);
+	if (text !== source.text) writeAtomically(file, text);
+	return after;
+}
+
+/**
+ * Sets options of a service, in the notation of DESIGN 7.2; `null` takes one back to its default.
+ * @throws BeelineError NOT_FOUND, INVALID_CONFIG with `field`
+ */
+export function setServiceOptions(
+	file: string,
+	service: string,
+	options: Readonly<Record<string, unknown>>,
+): Membership {
+	const set = Object.fromEntries(Object.entries(options).filter(([, v]) => v !== null && v !== undefined));
+	const result = check(optionsSchema, set);
+	if (!result.data)
+		throw refuse(
+			{ ...parseSource('', ''), file: '' },
+			result.problems.map((p) => ({ ...p, path: ['options', ...p.path] })),
+		);
+	return edit(file, (doc) => {
+		const item = itemOf(doc, 'services', service);
+		if (!item) throw notFound('service', service);
+		let map: unknown = item.get('options', true);
+		if (!isMap(map)) {
+			const made = doc.createNode({});
+			made.flow = true;
+			item.set('options', made);
+			map = made;
+		}
+		for (const [key, v] of Object.entries(options))
+			if (v === null) (map as YAMLMap).delete(key);
+			else if (v !== undefined) setValue(doc, map as YAMLMap, key, v);
+	});
+}
+
+/**
+ * Drains or undrains one backend, named by its id (`web~node2~172.18.0.2~80~tcp`). In the file a backend is one line for
+ * all ports of its service: they drain together.
+ * @throws BeelineError NOT_FOUND
+ */
+export function setBackendDrained(file: string, id: string, drained: boolean): Membership {
+	return edit(file, (doc, membership) => {
+		for (const [i, s] of membership.services.entries())
+			for (const [k, t] of s.tasks.entries())
+				for (const p of s.ports) {
+					if (idOf(backendKey(s.name, t, p.target, p.protocol)) !== id) continue;
+					const item = doc.getIn(['services', i, 'backends', k], true) as YAMLMap;
+					if (drained) setValue(doc, item, 'drain', true);
+					else item.delete('drain');
+					return;
+				}
+		throw notFound('backend', id);
+	});
+}
+
+/** Drains or undrains all backends of a node. @throws BeelineError NOT_FOUND */
+export function setNodeDrained(file: string, node: string, drained: boolean): Membership {
+	return edit(file, (doc) => {
+		const item = itemOf(doc, 'nodes', node);
+		if (!item) throw notFound('node', node);
+		if (drained) setValue(doc, item, 'drain', true);
+		else item.delete('drain');
+	});
+}
+
+function append(doc: Document, key: string, v: unknown): void {
+	const list = listOf(doc, key);
+	const node = doc.createNode(v) as YAMLMap;
+	const last = list.items.at(-1);
+	// As the operator writes his: in one line, or in many.
+	if (isMap(last)) node.flow = last.flow;
+	else list.flow = false;
+	list.add(node);
+}
+
+/** @throws BeelineError CONFLICT, INVALID_CONFIG */
+export function addNode(file: string, node: { readonly name: string; readonly address: string }): Membership {
+	return edit(file, (doc) => {
+		if (itemOf(doc, 'nodes', node.name))
+			throw new BeelineError('CONFLICT', `node ${node.name} exists already: remove it first`);
+		append(doc, 'nodes', { name: node.name, address: node.address });
+	});
+}
+
+/** @throws BeelineError NOT_FOUND; CONFLICT where backends are on it */
+export function removeNode(file: string, node: string): Membership {
+	return edit(file, (doc, m) => {
+		const item = itemOf(doc, 'nodes', node);
+		if (!item) throw notFound('node', node);
+		const service = m.services.find((s) => s.tasks.some((t) => t.node === node));
+		if (service)
+			throw new BeelineError(
+				'CONFLICT',
+				`node ${node} has backends of service ${service.name}: remove or move them first`,
+			);
+		const list = listOf(doc, 'nodes');
+		list.items.splice(list.items.indexOf(item), 1);
+	});
+}
+
+/** What one agent alone cannot make true for all is refused with the place to write it. */
+function refuseShared(file: string, m: Membership, what: string): void {
+	if (m.nodes.length > 1)
+		throw new BeelineError(
+			'CONFLICT',
+			`${what}: ${file} names ${m.nodes.length} nodes and this agent can write only its own copy: write it into ${file} on each node`,
+		);
+}
+
+export interface NewService {
+	readonly name: string;
+	readonly ports: readonly PublishedPort[];
+	/** Notation of DESIGN 7.2. */
+	readonly options?: Readonly<Record<string, unknown>>;
+	readonly backends: readonly {
+		readonly node: string;
+		readonly address?: string;
+		readonly addresses?: readonly string[];
+		readonly weight?: number;
+	}[];
+}
+
+/** @throws BeelineError CONFLICT where it exists or the file names several nodes; INVALID_CONFIG */
+export function createService(file: string, service: NewService): Membership {
+	return edit(file, (doc, m) => {
+		refuseShared(file, m, `create service ${service.name}`);
+		if (m.services.some((s) => s.name === service.name))
+			throw new BeelineError('CONFLICT', `service ${service.name} exists already: remove it, or choose another name`);
+		append(doc, 'services', JSON.parse(JSON.stringify(service)));
+	});
+}
+
+/** @throws BeelineError NOT_FOUND; CONFLICT where the file names several nodes */
+export function removeService(file: string, service: string): Membership {
+	return edit(file, (doc, m) => {
+		const item = itemOf(doc, 'services', service);
+		if (!item) throw notFound('service', service);
+		refuseShared(file, m, `remove service ${service}`);
+		const list = listOf(doc, 'services');
+		list.items.splice(list.items.indexOf(item), 1);
+	});
+}
+
+/** For tests and tools: the membership of a file, not watched. */
+export function readMembership(file: string): Membership {
+	return parseMembership(file, readFileSync(file, 'utf8'));
+}
