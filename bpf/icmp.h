@@ -71,74 +71,26 @@ NOINLINE int parse_quoted(void *data, void *end, const struct packet *p, struct 
 	return 0;
 }
 
-/*
- * Turns an error about a reply into one about what the endpoint sent: its own address and target port, and the client
- * port that it knows. The quoted IP header's checksum takes up the change of its address, so the ICMP checksum of
- * IPv4 sees the ports only.
- */
-NOINLINE int rewrite_quoted(struct xdp_md *ctx, const struct packet *p, const struct packet *q,
-			    const struct in6_addr *endpoint, const __be16 *ports)
+/* Bytes of IP packet that our own errors are made of. */
+INLINE __u32 error_header_len(const struct packet *p)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u64 moved = diff_addr(&q->dst, endpoint);
-	__u64 d = diff16(q->dport, ports[0]) + diff16(q->sport, ports[1]);
-	__u32 quoted = (p->l4 & 0x3ff) + 8;
-	__be16 *l4 = data + (q->l4 & 0x7ff);
-	__u16 *check = data + (p->l4 & 0x3ff) + 2;
+	return p->family == 4 ? 20 + 8 : 40 + 8;
+}
 
-	if ((void *)(l4 + 4) > end || (void *)(check + 1) > end)
-		return -1;
-	l4[0] = ports[0];
-	l4[1] = ports[1];
-	if (p->family == 4) {
-		struct iphdr *ip = data + ETH_HLEN, *in = data + quoted;
-
-		if ((void *)(ip + 1) > end || (void *)(in + 1) > end)
-			return -1;
-		ip->check = apply_diff(ip->check, diff_addr(&p->dst, endpoint));
-		ip->daddr = endpoint->s6_addr32[3];
-		in->check = apply_diff(in->check, moved);
-		in->saddr = endpoint->s6_addr32[3];
-	} else {
-		struct ipv6hdr *ip = data + ETH_HLEN, *in = data + quoted;
-
-		if ((void *)(ip + 1) > end || (void *)(in + 1) > end)
-			return -1;
-		d += moved + diff_addr(&p->dst, endpoint);	/* quoted source; pseudo header */
-		ip->daddr = *endpoint;
-		in->saddr = *endpoint;
-	}
-	*check = apply_diff(*check, d);
-	return 0;
+INLINE __u32 error_quote_len(const struct packet *p)
+{
+	return p->family == 4 ? QUOTE4 : QUOTE6;
 }
 
 /*
- * "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443) in place of the packet, from the frontend's
- * address to its sender. `mtu`: bytes of IP packet that fit.
+ * "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443) about `p`, from its destination to its sender. The
+ * frame has room for the headers in front of the quoted IP packet. `mtu`: bytes of IP packet that fit.
  */
-GLOBAL int answer_too_big(struct xdp_md *ctx, const struct packet *p, __u16 mtu)
+NOINLINE int fill_too_big(void *data, void *end, const struct packet *p, __u16 mtu)
 {
-	if (!p)
-		return -1;
-	bool v4 = p->family == 4;
-	__u32 header = v4 ? 20 + 8 : 40 + 8, quote = v4 ? QUOTE4 : QUOTE6;
-	int surplus = (int)((long)ctx->data_end - (long)ctx->data) - (int)(ETH_HLEN + quote);
-	void *data, *end;
-
-	if (surplus < 0 || bpf_xdp_adjust_tail(ctx, -surplus) || bpf_xdp_adjust_head(ctx, -(int)header))
-		return -1;
-	data = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
-	struct ethhdr *was = data + header;
-	__u8 mac[6];
 
-	if ((void *)(was + 1) > end)
-		return -1;
-	copy_mac(mac, was->h_dest);
-	copy_mac(eth->h_dest, was->h_source);
-	copy_mac(eth->h_source, mac);
-	if (v4) {
+	if (p->family == 4) {
 		struct iphdr *ip = data + ETH_HLEN;
 		struct icmp_header *icmp = (void *)(ip + 1);
 
@@ -161,7 +113,7 @@ GLOBAL int answer_too_big(struct xdp_md *ctx, const struct packet *p, __u16 mtu)
 		icmp->checksum = 0;
 		icmp->frag_needed.unused = 0;
 		icmp->frag_needed.mtu = bpf_htons(mtu);
-		icmp->checksum = ~fold(bpf_csum_diff(0, 0, (__be32 *)icmp, 8 + QUOTE4, 0));
+		icmp->checksum = ~fold((__u32)bpf_csum_diff(0, 0, (__be32 *)icmp, 8 + QUOTE4, 0));
 	} else {
 		struct ipv6hdr *ip = data + ETH_HLEN;
 		struct icmp_header *icmp = (void *)(ip + 1);

@@ -121,6 +121,8 @@ INLINE int parse_l4(void *data, void *end, struct packet *p)
 {
 	void *l4 = data + (p->l4 & 0x3ff);
 
+	asm volatile("" : "+r"(l4));	/* one register, or the verifier loses what the bounds check proved */
+
 	p->sport = 0;
 	p->dport = 0;
 	p->tcp = 0;
@@ -215,10 +217,9 @@ INLINE int parse(void *data, void *end, struct packet *p)
 		p->family = 4;
 		p->proto = ip->protocol;
 		p->df = !!(frag & IP_DF);
-		if (unlikely(frag & (IP_MF | IP_OFFSET))) {
+		p->fragment_id = ip->id;
+		if (unlikely(frag & (IP_MF | IP_OFFSET)))
 			p->fragment = (frag & IP_OFFSET) ? LATER_FRAGMENT : FIRST_FRAGMENT;
-			p->fragment_id = ip->id;
-		}
 		p->l4 = ETH_HLEN + ip->ihl * 4;
 		map_ipv4(&p->src, ip->saddr);
 		map_ipv4(&p->dst, ip->daddr);

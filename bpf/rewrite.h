@@ -4,6 +4,7 @@
 #define BEELINE_REWRITE_H
 
 #include "checksum.h"
+#include "icmp.h"
 #include "maps.h"
 
 /* Bound of any L4 offset, for the verifier: Ethernet, IPv6 and the extension headers that parse.h follows. */
@@ -48,12 +49,6 @@ NOINLINE __u32 find_mss(void *data, void *end, __u32 l4)
 		at &= 0x7f;
 	}
 	return 0;
-}
-
-/* Largest segment that fits behind a way of `mtu` once encapsulated. */
-INLINE __u16 tunnel_mss(__u16 mtu, __u8 family)
-{
-	return mtu - 50 - (family == 4 ? 40 : 60);
 }
 
 GLOBAL int clamp_mss(struct xdp_md *ctx, const struct packet *p, __u16 mss)
@@ -133,6 +128,70 @@ GLOBAL int rewrite_destination(struct xdp_md *ctx, const struct packet *p, const
 		}
 	}
 	return 0;
+}
+
+/*
+ * Turns an error about a reply into one about what the endpoint sent: its own address and target port, and the client
+ * port that it knows. The quoted IP header's checksum takes up the change of its address, so the ICMP checksum of
+ * IPv4 sees the ports only.
+ */
+NOINLINE int rewrite_quoted(struct xdp_md *ctx, const struct packet *p, const struct packet *q,
+			    const struct in6_addr *endpoint, const __be16 *ports)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u64 moved = diff_addr(&q->dst, endpoint);
+	__u64 d = diff16(q->dport, ports[0]) + diff16(q->sport, ports[1]);
+	__u32 quoted = (p->l4 & 0x3ff) + 8;
+	__be16 *l4 = data + (q->l4 & 0x7ff);
+	__u16 *check = data + (p->l4 & 0x3ff) + 2;
+
+	if ((void *)(l4 + 4) > end || (void *)(check + 1) > end)
+		return -1;
+	l4[0] = ports[0];
+	l4[1] = ports[1];
+	if (p->family == 4) {
+		struct iphdr *ip = data + ETH_HLEN, *in = data + quoted;
+
+		if ((void *)(ip + 1) > end || (void *)(in + 1) > end)
+			return -1;
+		ip->check = apply_diff(ip->check, diff_addr(&p->dst, endpoint));
+		ip->daddr = endpoint->s6_addr32[3];
+		in->check = apply_diff(in->check, moved);
+		in->saddr = endpoint->s6_addr32[3];
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN, *in = data + quoted;
+
+		if ((void *)(ip + 1) > end || (void *)(in + 1) > end)
+			return -1;
+		d += moved + diff_addr(&p->dst, endpoint);	/* quoted source; pseudo header */
+		ip->daddr = *endpoint;
+		in->saddr = *endpoint;
+	}
+	*check = apply_diff(*check, d);
+	return 0;
+}
+
+/* The error takes the packet's place in the frame, addressed to whoever sent it. */
+GLOBAL int answer_too_big(struct xdp_md *ctx, const struct packet *p, __u16 mtu)
+{
+	int surplus;
+	__u8 mac[6];
+
+	if (!p)
+		return -1;
+	surplus = (int)p->len - (int)(ETH_HLEN + error_quote_len(p));
+	if (surplus < 0 || bpf_xdp_adjust_tail(ctx, -surplus) || bpf_xdp_adjust_head(ctx, -(int)error_header_len(p)))
+		return -1;
+
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data, *was = data + error_header_len(p);
+
+	if ((void *)(was + 1) > end)
+		return -1;
+	copy_mac(mac, was->h_dest);
+	copy_mac(eth->h_dest, was->h_source);
+	copy_mac(eth->h_source, mac);
+	return fill_too_big(data, end, p, mtu);
 }
 
 #endif

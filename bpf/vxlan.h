@@ -25,6 +25,12 @@
 #define OUTER_IP_LEN 36		/* IP, UDP and VXLAN headers */
 #define INNER_OVERHEAD 50	/* between the inner and the outer IP packet's length */
 
+/* Largest segment that fits behind a way of `mtu` once encapsulated. */
+INLINE __u16 tunnel_mss(__u16 mtu, __u8 family)
+{
+	return mtu - INNER_OVERHEAD - (family == 4 ? 40 : 60);
+}
+
 struct vxlan_header {
 	__be32 flags;
 	__be32 vni;
