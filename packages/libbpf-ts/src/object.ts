@@ -461,11 +461,7 @@ export class BpfObject<S extends Shape = Shape> implements Disposable {
 	/** With `type`, a struct's name in BTF, the async iterator gives decoded events. */
 	ringBuffer<E = Uint8Array>(name: string, type?: string): RingBuffer<E> {
 		const r = this.need(name, RingBuffer);
-		if (!type) return r as unknown as RingBuffer<E>;
-		const typed = new RingBuffer<E>(r.fd, name, false, this.btf.codec<E>(type));
-		r.close();
-		this.all.set(name, typed);
-		return typed;
+		return type ? r.decodeWith(this.btf.codec<E>(type)) : (r as unknown as RingBuffer<E>);
 	}
 	program(name: string): Program {
 		return (this.programs as Record<string, Program>)[name];

@@ -29,10 +29,17 @@ export class RingBuffer<E = Uint8Array> extends BpfMap {
 		fd: number,
 		name: string,
 		owned: boolean,
-		private readonly codec?: Codec<E>,
+		private codec?: Codec<E>,
 	) {
 		super(fd, name, owned);
 		if (this.kind !== 'ringbuf') throw new UsageError(`map ${this.name} is no ring buffer but ${this.kind}`);
+	}
+
+	/** The async iterator gives values of this codec from now on. */
+	decodeWith<T>(codec: Codec<T>): RingBuffer<T> {
+		const typed = this as unknown as RingBuffer<T>;
+		typed.codec = codec;
+		return typed;
 	}
 
 	private open(): void {

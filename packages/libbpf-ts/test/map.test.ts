@@ -44,6 +44,37 @@ when(test, lack, 'hash: get, has, set with modes, delete, getAndDelete', () => {
 	assert.is((thrown(() => m.set(k, {}, 'exist')) as BpfError).code, 'ENOENT');
 });
 
+when(test, lack, 'what a program writes is read as the compiler meant it, and written back byte for byte', () => {
+	const m = b.map<All['key'], All['value']>('flows');
+	assert.is(b.program('tc_writes').testRun({ data: new Uint8Array(64) }).retval, 0);
+	const key = { saddr: 0x0a000001, port: 443, proto: 6, pad: 0 };
+	const value = m.get(key)!;
+	assert.equal(
+		{ ...value, v6: undefined },
+		{
+			mac: new Uint8Array([2, 0, 0, 0, 0, 9]),
+			port: 8443,
+			v4: 0xc0a80001,
+			v6: undefined,
+			nested: [
+				{ a: 65535, b: -2 },
+				{ a: 3, b: 32767 },
+			],
+			hits: 1n << 63n,
+			low: 17,
+			high: (1 << 27) - 5,
+			name: 'backend',
+			up: true,
+		},
+	);
+	const [k, first, second] = [m.keySize, m.valueSize, m.valueSize].map((n) => new Uint8Array(n));
+	m.key.encode(key, k);
+	assert.ok(m.raw.lookup(k, first));
+	m.value.encode(value, second);
+	assert.equal(second, first);
+	m.delete(key);
+});
+
 when(test, lack, 'a full hash says so', () => {
 	using m = maps.create<number, bigint>({ kind: 'hash', key: u32, value: u64, maxEntries: 2, name: 'tiny' });
 	m.set(1, 1n);

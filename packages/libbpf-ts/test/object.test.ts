@@ -78,6 +78,25 @@ when(test, lack, 'a map of one object serves in another', () => {
 	assert.is(a.maps.recent.id, b.maps.recent.id);
 });
 
+when(test, lack, 'a pinned map of maps is reused with its inner maps, and makes new ones', () => {
+	const path = `${pinDir()}/rings`;
+	{
+		using b = open(elf).setPinPath('rings', path).loadSync();
+		const rings = b.mapOfMaps<number, number, number>('rings');
+		using inner = rings.createInner(500);
+		inner.set(499, 5);
+		rings.set(1, inner);
+	}
+	using b = open(elf).setPinPath('rings', path).loadSync();
+	const rings = b.mapOfMaps<number, number, number>('rings');
+	using kept = rings.openInner(1)!;
+	assert.is(kept.get(499), 5);
+	using more = rings.createInner(7);
+	rings.set(2, more);
+	assert.is(rings.getId(2), more.id);
+	rings.unpin(path);
+});
+
 when(test, lack, 'keys by struct survive the pin too', () => {
 	const path = `${pinDir()}/flows`;
 	using b = open(elf).setPinPath('flows', path).loadSync();
