@@ -89,10 +89,10 @@ export class Agent {
 		await this.ready(limitMs);
 	}
 
-	/** Starts the process and returns at once. */
-	launch(): Running {
+	/** Starts the process and returns at once. `command`: another checkout's bin/beeline. */
+	launch(command = beeline): Running {
 		mountBpffs();
-		const running = this.net.spawn(this.node, [beeline, 'agent', '--config', this.configFile]);
+		const running = this.net.spawn(this.node, [command, 'agent', '--config', this.configFile]);
 		this.running = running;
 		void running.ended.then(
 			(result) => {
