@@ -34,7 +34,10 @@ test('sizes and offsets are those of the C compiler', () => {
 			...Object.keys(c.offsets).map((f) => `printf("${name}.${f} %zu\\n", offsetof(struct ${name}, ${f}));`),
 		]);
 		const source = join(dir, 'offsets.c');
-		writeFileSync(source, `#include <stdio.h>\n#include <stddef.h>\n#include "mesh.h"\nint main(void) {\n${lines.join('\n')}\n}\n`);
+		writeFileSync(
+			source,
+			`#include <stdio.h>\n#include <stddef.h>\n#include "mesh.h"\nint main(void) {\n${lines.join('\n')}\n}\n`,
+		);
 		execFileSync('cc', ['-I', BPF_DIR, '-o', join(dir, 'offsets'), source]);
 		const c = execFileSync(join(dir, 'offsets'), { encoding: 'utf8' }).trim().split('\n');
 		const ours = CODECS.flatMap(([name, codec]) => [
@@ -137,7 +140,27 @@ test('addresses and MACs go to bytes and back as ipaddr.js and URLs have them', 
 	);
 });
 
-for (const text of ['', '1', '1.2.3', '1.2.3.4.5', '256.1.1.1', '01.2.3.4', '1..2.3', '10.0.0.1 ', ':', ':::', '1::2::3', '12345::', '1:2:3:4:5:6:7', '1:2:3:4:5:6:7:8:9', 'fe80::1%eth0', '::g', '1:', '::1.2.3', '::1.2.3.4:5']) {
+for (const text of [
+	'',
+	'1',
+	'1.2.3',
+	'1.2.3.4.5',
+	'256.1.1.1',
+	'01.2.3.4',
+	'1..2.3',
+	'10.0.0.1 ',
+	':',
+	':::',
+	'1::2::3',
+	'12345::',
+	'1:2:3:4:5:6:7',
+	'1:2:3:4:5:6:7:8:9',
+	'fe80::1%eth0',
+	'::g',
+	'1:',
+	'::1.2.3',
+	'::1.2.3.4:5',
+]) {
 	test(`${JSON.stringify(text)} is no address`, () => {
 		assert.throws(() => putIp(text, new DataView(new ArrayBuffer(16)), 0), /expected IPv4 or IPv6/);
 	});
@@ -152,7 +175,10 @@ for (const text of ['', '06:00:00:00:00', '06:00:00:00:00:0g', '06-00-00-00-00-0
 test('more own addresses than the row has room for are refused', () => {
 	const nine = Array.from({ length: 9 }, (_, i) => `10.0.0.${i}`);
 	const row = { ...layout.settingsCodec.decode(new DataView(new ArrayBuffer(216)), 0), own4: nine };
-	assert.throws(() => layout.settingsCodec.encode(row, new DataView(new ArrayBuffer(216)), 0), /settings\.own4.*at most 8/);
+	assert.throws(
+		() => layout.settingsCodec.encode(row, new DataView(new ArrayBuffer(216)), 0),
+		/settings\.own4.*at most 8/,
+	);
 });
 
 test.run();
