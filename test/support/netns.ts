@@ -347,7 +347,13 @@ export class Topology {
 
 	/** Attaches XDP_PASS: what XDP_TX and redirects on the other end need (NAPI on the receiving one). */
 	napi(name: string, device: string): void {
-		this.exec(name, ['ip', 'link', 'set', 'dev', device, 'xdpdrv', 'obj', tool('pass.o'), 'sec', 'xdp.frags']);
+		// Pinned once: `ip link set xdp obj` would load it again for each port, and leave directories in bpffs.
+		const pin = join(bpffs, this.ns('pass'));
+		if (!existsSync(pin)) {
+			mountBpffs();
+			run('bpftool', ['prog', 'load', tool('pass.o'), pin, 'type', 'xdp']);
+		}
+		this.exec(name, ['bpftool', 'net', 'attach', 'xdpdrv', 'pinned', pin, 'dev', device]);
 	}
 
 	/** Plugs a namespace's device into a switch. */
