@@ -49,6 +49,14 @@ INLINE __u64 sum_chunks(struct bytes *b)
 	return (__u32)sum;
 }
 
+/* `n`: at most MAX_FRAGMENTED, at least 1. The barrier keeps what the verifier of 6.1 can follow. */
+INLINE int load(struct __sk_buff *skb, __u32 from, struct bytes *to, __u32 n)
+{
+	asm volatile("" : "+r"(n));
+	n = ((n - 1) & (MAX_FRAGMENTED - 1)) + 1;
+	return bpf_skb_load_bytes(skb, from, to, n);
+}
+
 /* Works out where to cut and, for a UDP datagram that is no fragment yet, what its checksum is. */
 GLOBAL int plan_cut(struct __sk_buff *skb, const struct packet *p, struct cut *c)
 {
@@ -62,16 +70,13 @@ GLOBAL int plan_cut(struct __sk_buff *skb, const struct packet *p, struct cut *c
 	c->payload = skb->len - p->l4;
 	c->at = (c->limit - c->header) & ~7u;
 	c->open = false;
-	if (c->at >= c->payload || c->payload > MAX_FRAGMENTED || c->payload - c->at + c->header > c->limit)
+	if (c->at >= c->payload || c->payload > MAX_FRAGMENTED || c->payload - c->at + c->header > c->limit || c->at < 8)
 		return -1;
 	if (p->fragment != NOT_FRAGMENT)
 		return 0;
 
 	clear(b);
-	__u32 n = c->payload;
-
-	asm volatile("" : "+r"(n));
-	if (n < 8 || n > MAX_FRAGMENTED || bpf_skb_load_bytes(skb, p->l4, b, n))
+	if (load(skb, p->l4, b, c->payload))
 		return -1;
 	check = *(__be16 *)(b->b + 6);
 	*(__be16 *)(b->b + 6) = 0;
@@ -84,10 +89,8 @@ GLOBAL int plan_cut(struct __sk_buff *skb, const struct packet *p, struct cut *c
 	c->check = check && !c->open ? check : whole ? whole : 0xffff;
 	if (!c->open)
 		return 0;
-	n = c->at;
-	asm volatile("" : "+r"(n));
 	clear(b);
-	if (n < 8 || n > MAX_FRAGMENTED || bpf_skb_load_bytes(skb, p->l4, b, n))
+	if (load(skb, p->l4, b, c->at))
 		return -1;
 	*(__be16 *)(b->b + 6) = 0;
 	c->first = fold(sum_chunks(b));
@@ -143,8 +146,10 @@ GLOBAL int make_second(struct __sk_buff *skb, const struct packet *p, const stru
 	if (c->header != 20 || rest == 0 || rest > 1024 ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, b->b + ENCAP_LEN + ETH_HLEN, 20))
 		return -1;
+	/* Kernel 6.1 does not see from `rest == 0` above that the length is at least 1. */
 	asm volatile("" : "+r"(rest));
-	if (rest < 1 || rest > 1024 || bpf_skb_load_bytes(skb, p->l4 + c->at, b->b + ENCAP_LEN + ETH_HLEN + 20, rest))
+	rest = ((rest - 1) & 1023) + 1;
+	if (bpf_skb_load_bytes(skb, p->l4 + c->at, b->b + ENCAP_LEN + ETH_HLEN + 20, rest))
 		return -1;
 	fill_outer((struct outer *)b->b, s, n, frame, p->fragment_id * 0x9e3779b1u);
 	if (c->open) {
@@ -161,7 +166,8 @@ GLOBAL int make_second(struct __sk_buff *skb, const struct packet *p, const stru
 	if (bpf_skb_change_tail(skb, total, 0))
 		return -1;
 	asm volatile("" : "+r"(total));
-	if (total < 64 || total > 1024 + ENCAP_LEN + ETH_HLEN + 20 || bpf_skb_store_bytes(skb, 0, b->b, total, BPF_F_INVALIDATE_HASH))
+	total = ((total - 1) & (MAX_FRAGMENTED - 1)) + 1;
+	if (bpf_skb_store_bytes(skb, 0, b->b, total, BPF_F_INVALIDATE_HASH))
 		return -1;
 	if (set_fragment(skb, ENCAP_LEN + ETH_HLEN, c->header + c->payload - c->at, 0, c->at / 8))
 		return -1;

@@ -28,7 +28,11 @@ INLINE bool is_own(const struct settings *s, const struct packet *p)
 			if (same_addr(&s->own6[i], &p->dst))
 				return true;
 	}
-	return unlikely(s->flags & SETTINGS_MORE_ADDRESSES) && bpf_map_lookup_elem(&own_addresses, &p->dst);
+	if (likely(!(s->flags & SETTINGS_MORE_ADDRESSES)))
+		return false;
+	struct in6_addr key = p->dst;	/* kernel 6.1 takes keys from the stack, not from an argument's memory */
+
+	return bpf_map_lookup_elem(&own_addresses, &key) != NULL;
 }
 
 /* Index of the frontend that an address and port belong to, or 0. */

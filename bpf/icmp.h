@@ -23,6 +23,14 @@ INLINE bool is_icmp_error(const struct packet *p)
 	return p->icmp_type >= ICMPV6_DEST_UNREACH && p->icmp_type <= ICMPV6_PARAMPROB;
 }
 
+/* The flow that an error is about: the stack of four nested calls has no room for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} quoted_scratch SEC(".maps");
+
 /*
  * The packet that an error quotes, turned round: `q` is the flow as its client would send it (the quoted packet is a
  * reply). q->l4 is the offset of the quoted ports, *ip the offset of the quoted IP header.

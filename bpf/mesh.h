@@ -285,6 +285,13 @@ struct socket_peer {
 	__u32 ref;
 };
 
+struct datagram_key {
+	__u64 socket;		/* cookie */
+	struct in6_addr addr;	/* of the backend */
+	__be16 port;
+	__u8 pad[6];
+};
+
 enum program {
 	PROGRAM_UPLINK_XDP = 0,
 	PROGRAM_UPLINK_TC = 1,
@@ -360,6 +367,7 @@ struct event {
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key has padding");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key has padding");
 _Static_assert(sizeof(struct revnat_key) == 40, "revnat_key has padding");
+_Static_assert(sizeof(struct datagram_key) == 32, "datagram_key has padding");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key has padding");
 _Static_assert(sizeof(struct frontend) == 48, "frontend");
 _Static_assert(sizeof(struct backend) == 16, "backend: four to a cache line");

@@ -377,14 +377,11 @@ GLOBAL int socket_has(struct xdp_md *ctx, const struct packet *p)
  */
 GLOBAL int direct_dial(struct xdp_md *ctx, const struct packet *p, const struct settings *s)
 {
-	if (!p || !s)
+	__u32 zero = 0;
+	struct local_backend *lb = bpf_map_lookup_elem(&direct_scratch, &zero);
+
+	if (!p || !s || !lb)
 		return PASS_DIRECT;
-	struct local_backend lb = {
-		.port = p->dport,
-		.proto = p->proto,
-		.delivery = DELIVER_PROCESS,
-		.return_path = RETURN_DSR,
-	};
 	struct revnat_key k = {
 		.client = p->src, .endpoint = p->dst, .client_port = p->sport, .port = p->dport, .proto = p->proto,
 	};
@@ -406,11 +403,13 @@ GLOBAL int direct_dial(struct xdp_md *ctx, const struct packet *p, const struct 
 	}
 	if (!collides)
 		return PASS_DIRECT;
-	if (p->family == 4)
-		lb.addr4 = p->dst;
-	else
-		lb.addr6 = p->dst;
-	if (revnat_enter(ctx, p, &lb, s->self, &port) || rewrite_destination(ctx, p, &p->dst, p->dport, port))
+	lb->addr4 = p->dst;
+	lb->addr6 = p->dst;
+	lb->port = p->dport;
+	lb->proto = p->proto;
+	lb->delivery = DELIVER_PROCESS;
+	lb->return_path = RETURN_DSR;
+	if (revnat_enter(ctx, p, lb, s->self, &port) || rewrite_destination(ctx, p, &p->dst, p->dport, port))
 		return PASS_DIRECT;
 	return DELIVER_LOCAL_PROCESS;
 }
@@ -418,16 +417,17 @@ GLOBAL int direct_dial(struct xdp_md *ctx, const struct packet *p, const struct 
 /* An ICMP error about a reply goes where the flow goes. Returns the backend. */
 GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const struct settings *s)
 {
-	struct packet q = {};
+	__u32 zero = 0;
+	struct packet *q = bpf_map_lookup_elem(&quoted_scratch, &zero);
 
-	if (!p || !s || parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, &q))
+	if (!p || !s || !q || parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, q))
 		return REF_NONE;
-	__u32 index = find_frontend(s, port_row(q.proto, q.dport), &q);
+	__u32 index = find_frontend(s, port_row(q->proto, q->dport), q);
 	struct frontend *fe = index ? bpf_map_lookup_elem(&frontends, &index) : NULL;
 
-	if (!fe || !fe->tables[q.family == 6].table)
+	if (!fe || !fe->tables[q->family == 6].table)
 		return REF_NONE;
-	__u32 ref = pick(&q, fe, flow_hash(&q, s->hash_seed, fe->flags & FRONTEND_AFFINITY));
+	__u32 ref = pick(q, fe, flow_hash(q, s->hash_seed, fe->flags & FRONTEND_AFFINITY));
 
 	return is_kernel(ref) ? REF_NONE : ref;
 }

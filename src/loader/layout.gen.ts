@@ -780,6 +780,34 @@ export const socketPeerCodec: Codec<SocketPeer> = {
 	}),
 };
 
+/** struct datagram_key, 32 bytes */
+export interface DatagramKey {
+	readonly socket: bigint;
+	readonly addr: string;
+	readonly port: number;
+}
+
+export const datagramKeyCodec: Codec<DatagramKey> = {
+	size: 32,
+	offsets: { socket: 0, addr: 8, port: 24, pad: 26 },
+	encode(row, v, at) {
+		v.setBigUint64(at, row.socket, true);
+		putIp(row.addr, v, at + 8);
+		v.setUint16(at + 24, row.port);
+		v.setUint8(at + 26, 0);
+		v.setUint8(at + 27, 0);
+		v.setUint8(at + 28, 0);
+		v.setUint8(at + 29, 0);
+		v.setUint8(at + 30, 0);
+		v.setUint8(at + 31, 0);
+	},
+	decode: (v, at) => ({
+		socket: v.getBigUint64(at, true),
+		addr: getIp(v, at + 8),
+		port: v.getUint16(at + 24),
+	}),
+};
+
 /** struct event, 64 bytes */
 export interface Event {
 	readonly time_ns: bigint;
