@@ -282,36 +282,117 @@ const SLOT_STRIDE = 8;
 const TRANSITION_STRIDE = Math.ceil(transitionCodec.size / 8) * 8;
 const SLOT_WORDS = SLOT_STRIDE / 4;
 
-/** Tables: an inner array for each, mapped only while it is read or written, for a mapped array counts as the agent's memory. */
-class Tables implements TableStore {
-	private known: Set<number> | undefined;
+/**
+ * An array of maps. The kernel waits for a grace period (5-15 ms) at each update or delete of one, but only once for a
+ * whole batch; and it has no batch of deletes. So every change is a batch, and what is deleted is replaced by one shared
+ * inner map of a single zero row, known by its name.
+ */
+class Outer {
+	private present: Map<number, number> | undefined;
+	private none: TypedMap<unknown, unknown> | undefined;
 
-	constructor(
-		private readonly slots: MapOfMaps<number>,
-		private readonly transitions: MapOfMaps<number>,
-	) {}
+	constructor(readonly map: MapOfMaps<number>) {}
 
-	private get existing(): Set<number> {
-		if (!this.known) {
-			// Once, at start: an array of maps has every key, and only a lookup tells which hold a map.
-			this.known = new Set();
-			for (let t = 0; t < this.slots.maxEntries; t++) if (this.slots.getId(t) !== undefined) this.known.add(t);
+	/** Keys that hold a map of their own, with its id; asked of the kernel once, as no one else writes. */
+	get keys(): Map<number, number> {
+		if (this.present) return this.present;
+		const ids = new Map<number, number[]>();
+		for (const [key, id] of this.read()) {
+			const keys = ids.get(id);
+			if (keys) keys.push(key);
+			else ids.set(id, [key]);
 		}
-		return this.known;
+		this.present = new Map();
+		for (const [id, keys] of ids) {
+			if (keys.length === 1 && !this.isNone(keys[0])) this.present.set(keys[0], id);
+		}
+		return this.present;
+	}
+
+	private isNone(key: number): boolean {
+		using inner = this.map.openInner(key);
+		return inner === undefined || inner.info().name === NONE;
+	}
+
+	private *read(): IterableIterator<[number, number]> {
+		const all = new TypedMap<number, number>(this.map.dup(), this.map.name, true, u32, u32);
+		try {
+			const found: [number, number][] = [];
+			try {
+				for (const b of batches(all)) {
+					for (let i = 0; i < b.n; i++) found.push([u32.decode(b.keys, i * 4), u32.decode(b.vals, i * 4)]);
+				}
+			} catch {
+				// Older kernels have no batches here, or stop at the first key without a map.
+				found.length = 0;
+				for (let key = 0; key < this.map.maxEntries; key++) {
+					const id = this.map.getId(key);
+					if (id !== undefined) found.push([key, id]);
+				}
+			}
+			yield* found;
+		} finally {
+			all[Symbol.dispose]();
+		}
+	}
+
+	has(key: number): boolean {
+		return this.keys.has(key);
+	}
+
+	open(key: number): TypedMap<unknown, unknown> | undefined {
+		return this.has(key) ? this.map.openInner(key) : undefined;
+	}
+
+	put(entries: readonly (readonly [number, TypedMap<unknown, unknown>])[]): void {
+		if (entries.length === 0) return;
+		const keys = this.keys;
+		this.map.setMany(entries);
+		for (const [key, inner] of entries) keys.set(key, inner.id);
+	}
+
+	remove(list: Iterable<number>): void {
+		const going = [...new Set(list)].filter((key) => this.has(key));
+		if (going.length === 0) return;
+		this.none ??= this.map.createInner(1, NONE);
+		const { none } = this;
+		this.map.setMany(going.map((key) => [key, none] as const));
+		for (const key of going) this.keys.delete(key);
+	}
+
+	[Symbol.dispose](): void {
+		this.none?.[Symbol.dispose]();
+		this.none = undefined;
+	}
+}
+const NONE = 'none';
+
+/** Tables made at once: each holds an open file until it is in the outer map. */
+const MADE_AT_ONCE = 256;
+
+/** What the kernel's tables have beyond TableStore. */
+export interface KernelTables extends TableStore {
+	/** Creates the transitions maps of many tables in one step (one grace period, not one a table). */
+	prepareTransitions(tables: Iterable<number>): void;
+	dropTransitions(tables: number | Iterable<number>): void;
+}
+
+/** Tables: an inner array for each, mapped only while it is read or written, for a mapped array counts as the agent's memory. */
+class Tables implements KernelTables {
+	readonly slots: Outer;
+	readonly transitions: Outer;
+
+	constructor(slots: MapOfMaps<number>, transitions: MapOfMaps<number>) {
+		this.slots = new Outer(slots);
+		this.transitions = new Outer(transitions);
 	}
 
 	ids(): Iterable<number> {
-		return [...this.existing];
-	}
-
-	private need(table: number): TypedMap<unknown, unknown> {
-		const inner = this.slots.openInner(table);
-		if (!inner) throw rowError(`table ${table}: it does not exist`);
-		return inner;
+		return [...this.slots.keys.keys()];
 	}
 
 	read(table: number): Uint32Array | undefined {
-		using inner = this.slots.openInner(table);
+		using inner = this.slots.open(table);
 		if (!inner) return undefined;
 		using m = inner.raw.mmap({ readonly: true });
 		const from = m.u32;
@@ -321,41 +402,68 @@ class Tables implements TableStore {
 	}
 
 	hasTransitions(table: number): boolean {
-		return this.transitions.getId(table) !== undefined;
+		return this.transitions.has(table);
 	}
 
-	private make(size: number, fill: (slot: number) => number): TypedMap<unknown, unknown> {
-		const inner = this.slots.createInner(size, 'slots');
+	private make(slots: Uint32Array, size = slots.length): TypedMap<unknown, unknown> {
+		const inner = this.slots.map.createInner(size, 'slots');
 		using m = inner.raw.mmap();
 		const to = m.u32;
-		for (let i = 0; i < size; i++) to[i * SLOT_WORDS] = fill(i);
+		const mask = slots.length;
+		if (size === mask) for (let i = 0; i < size; i++) to[i * SLOT_WORDS] = slots[i];
+		else for (let i = 0; i < size; i++) to[i * SLOT_WORDS] = slots[i % mask];
 		return inner;
 	}
 
-	create(tables: Iterable<readonly [number, Uint32Array]>): void {
-		const replaced: number[] = [];
-		const existing = this.existing;
-		// Some at a time: each holds an open file until it is in the outer map.
+	/** `make` for each, then all into the outer map, some at a time. */
+	private putAll<T>(
+		outer: Outer,
+		list: Iterable<T>,
+		key: (x: T) => number,
+		make: (x: T) => TypedMap<unknown, unknown>,
+	): void {
 		let some: [number, TypedMap<unknown, unknown>][] = [];
 		const flush = () => {
 			try {
-				this.slots.setMany(some);
-				for (const [t] of some) existing.add(t);
+				outer.put(some);
 			} finally {
 				for (const [, m] of some) m[Symbol.dispose]();
 				some = [];
 			}
 		};
 		try {
-			for (const [table, slots] of tables) {
-				if (existing.has(table)) replaced.push(table);
-				some.push([table, this.make(slots.length, (i) => slots[i])]);
-				if (some.length === 256) flush();
+			for (const x of list) {
+				some.push([key(x), make(x)]);
+				if (some.length === MADE_AT_ONCE) flush();
 			}
 		} finally {
-			if (some.length > 0) flush();
+			flush();
 		}
-		for (const t of replaced) this.dropTransitions(t);
+	}
+
+	create(tables: Iterable<readonly [number, Uint32Array]>): void {
+		const all = [...tables];
+		const replaced = all.map(([t]) => t).filter((t) => this.transitions.has(t));
+		this.putAll(
+			this.slots,
+			all,
+			([t]) => t,
+			([, slots]) => this.make(slots),
+		);
+		this.transitions.remove(replaced);
+	}
+
+	prepareTransitions(tables: Iterable<number>): void {
+		const wanted = [...new Set(tables)].filter((t) => this.slots.has(t) && !this.transitions.has(t));
+		this.putAll(
+			this.transitions,
+			wanted,
+			(t) => t,
+			(t) => {
+				using inner = this.slots.open(t);
+				return this.transitions.map.createInner(inner?.maxEntries ?? 1, 'transitions');
+			},
+		);
 	}
 
 	grow(table: number, size: number): void {
@@ -364,15 +472,15 @@ class Tables implements TableStore {
 		if (size < old.length || size % old.length !== 0)
 			throw rowError(`grow table ${table}: ${size} slots are no multiple of its ${old.length}`);
 		if (size === old.length) return;
-		using oldTransitions = this.transitions.openInner(table);
+		using oldTransitions = this.transitions.open(table);
 		if (oldTransitions) {
-			using fresh = this.transitions.createInner(size, 'transitions');
+			using fresh = this.transitions.map.createInner(size, 'transitions');
 			using from = oldTransitions.raw.mmap({ readonly: true });
 			using to = fresh.raw.mmap();
 			const part = old.length * TRANSITION_STRIDE;
 			for (let at = 0; at < size * TRANSITION_STRIDE; at += part) to.bytes.set(from.bytes.subarray(0, part), at);
 			// Transitions first: the programs use the lower part of either while the frontend's mask is the old one.
-			this.transitions.setMany([[table, fresh]]);
+			this.transitions.put([[table, fresh]]);
 			// Programs may have stamped the old array meanwhile.
 			const needed = (transitionCodec.offsets.needed_ns >> 3) | 0;
 			const words = TRANSITION_STRIDE >> 3;
@@ -381,25 +489,30 @@ class Tables implements TableStore {
 				if (was > to.u64[i * words + needed]) Atomics.store(to.u64, i * words + needed, was);
 			}
 		}
-		using inner = this.make(size, (i) => old[i % old.length]);
-		this.slots.setMany([[table, inner]]);
+		using inner = this.make(old, size);
+		this.slots.put([[table, inner]]);
 	}
 
 	edit<T>(table: number, edit: (t: OpenTable) => T): T {
-		using inner = this.need(table);
-		using open = new MappedTable(table, inner, this.transitions);
+		using inner = this.slots.open(table);
+		if (!inner) throw rowError(`edit table ${table}: it does not exist`);
+		using open = new MappedTable(table, inner, this);
 		return edit(open);
 	}
 
-	dropTransitions(table: number): void {
-		if (this.hasTransitions(table)) this.transitions.delete(table);
+	dropTransitions(tables: number | Iterable<number>): void {
+		this.transitions.remove(typeof tables === 'number' ? [tables] : tables);
 	}
 
 	delete(tables: Iterable<number>): void {
-		for (const t of tables) {
-			if (this.existing.delete(t)) this.slots.delete(t);
-			this.dropTransitions(t);
-		}
+		const all = [...tables];
+		this.slots.remove(all);
+		this.transitions.remove(all);
+	}
+
+	[Symbol.dispose](): void {
+		this.slots[Symbol.dispose]();
+		this.transitions[Symbol.dispose]();
 	}
 }
 
@@ -411,17 +524,18 @@ class MappedTable implements OpenTable, Disposable {
 	constructor(
 		private readonly table: number,
 		inner: TypedMap<unknown, unknown>,
-		private readonly transitions: MapOfMaps<number>,
+		private readonly tables: Tables,
 	) {
 		this.size = inner.maxEntries;
 		this.slots = inner.raw.mmap();
-		const map = transitions.openInner(table);
-		if (map) this.cold = this.open(map);
+		this.openCold();
 	}
 
-	private open(map: TypedMap<unknown, unknown>) {
+	private openCold(): void {
+		const map = this.tables.transitions.open(this.table);
+		if (!map) return;
 		const memory = map.raw.mmap();
-		return { map, memory, view: new DataView(memory.buffer) };
+		this.cold = { map, memory, view: new DataView(memory.buffer) };
 	}
 
 	private check(i: number): void {
@@ -450,9 +564,9 @@ class MappedTable implements OpenTable, Disposable {
 	setTransition(i: number, row: TransitionRow): void {
 		this.check(i);
 		if (!this.cold) {
-			const map = this.transitions.createInner(this.size, 'transitions');
-			this.transitions.setMany([[this.table, map]]);
-			this.cold = this.open(map);
+			this.tables.prepareTransitions([this.table]);
+			this.openCold();
+			if (!this.cold) throw rowError(`table ${this.table}: its transitions went away while it was edited`);
 		}
 		const at = i * TRANSITION_STRIDE;
 		const { u32: words, u64: longs } = this.cold.memory;
@@ -568,6 +682,7 @@ export interface Events extends AsyncIterable<Event> {
 
 export interface KernelStore extends MeshStore {
 	readonly events: Events;
+	readonly tables: KernelTables;
 	/** Gives up the store's own handles; the maps stay. */
 	close(): void;
 }
@@ -608,6 +723,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
 	const tables = new Tables(slots, transitions);
+	owned.push(tables);
 	const revnatKey = wire(revnatKeyCodec);
 	const revnatRow = wire(revnatCodec);
 	const revnat = typed('revnat', revnatKey, revnatRow);
@@ -722,7 +838,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 				),
 				...[revnatNew, revnat, ...lrus].map((m) => of(m, count(m as TypedMap<unknown, unknown>, COUNT_AGE_MS))),
 				of(slots, tableIds.length),
-				of(transitions, tableIds.filter((t) => tables.hasTransitions(t)).length),
+				of(transitions, tables.transitions.keys.size),
 			];
 		},
 		now: bootTimeNs,

@@ -429,6 +429,12 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			const after = todo.slice(at + CHUNK, at + 2 * CHUNK);
 			ahead = after.length > 0 && pool && total >= POOL_FROM_SLOTS ? compute(after) : undefined;
 			tablesComputed += chunk.length;
+			// One wait of the kernel's for the chunk, not one a table.
+			attempt('transitions of tables', () =>
+				store.tables.prepareTransitions?.(
+					chunk.filter((c) => !failed.has(c.service) && tables.has(c.spec.id)).map((c) => c.spec.id),
+				),
+			);
 			const fresh: [number, Uint32Array][] = [];
 			const freshOf: typeof todo = [];
 			for (let i = 0; i < chunk.length; i++) {
@@ -717,6 +723,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			const nowNs = store.now();
 			let settled = 0;
 			let moving = 0;
+			const stable: number[] = [];
 			for (const [id, at] of restless) {
 				const windowNs = windowOf(id);
 				if (nowNs < at) {
@@ -728,12 +735,13 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 				moving += done.moving;
 				if (done.moving === 0) {
 					restless.delete(id);
-					store.tables.dropTransitions(id);
+					stable.push(id);
 				} else {
 					const step = windowNs / 16n;
 					restless.set(id, nowNs + (step < 5_000_000_000n ? step : 5_000_000_000n));
 				}
 			}
+			if (stable.length > 0) store.tables.dropTransitions(stable);
 			return { settled, moving };
 		},
 		moving() {

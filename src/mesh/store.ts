@@ -50,8 +50,13 @@ export interface TableStore {
 	grow(table: number, size: number): void;
 	/** Maps a table, runs `edit`, unmaps. */
 	edit<T>(table: number, edit: (t: OpenTable) => T): T;
-	/** Removes the transitions map of a table whose slots are all stable. */
-	dropTransitions(table: number): void;
+	/**
+	 * Creates the transitions maps of many tables that are about to leave stable: the kernel waits once (5-15 ms) for all of
+	 * them, where setTransition() makes it wait for each.
+	 */
+	prepareTransitions?(tables: Iterable<number>): void;
+	/** Removes the transitions maps of tables whose slots are all stable; many at once, for the same reason. */
+	dropTransitions(tables: number | Iterable<number>): void;
 	delete(tables: Iterable<number>): void;
 }
 

@@ -164,6 +164,33 @@ else {
 		assert.throws(() => s.tables.edit(5, () => 0), /does not exist/);
 	});
 
+	test('transitions of many tables are made and dropped at once, and a deleted table stays deleted', async () => {
+		const ids = Array.from({ length: 600 }, (_, i) => i + 1);
+		s.tables.create(ids.map((i) => [i, new Uint32Array(64)] as const));
+		s.tables.prepareTransitions([...ids, 7, 9999]);
+		assert.ok(ids.every((i) => s.tables.hasTransitions(i)));
+		assert.is(s.tables.hasTransitions(9999), false, 'a table that does not exist has none');
+		assert.is(
+			s.tables.edit(3, (t) => t.transition(63)),
+			undefined,
+		);
+		s.tables.dropTransitions(ids.slice(1));
+		s.tables.delete(ids.slice(0, 599));
+		d.close();
+		d = await openDatapath({ pinRoot: w.pinRoot, bpfDir: w.bpf, cacheDir: w.cache, runDir: w.run, maxEntries: SMALL });
+		d.commit();
+		s = d.store;
+		assert.equal([...s.tables.ids()], [600]);
+		assert.equal(
+			ids.filter((i) => s.tables.hasTransitions(i)),
+			[],
+		);
+		assert.is(s.tables.read(5), undefined);
+		s.tables.create([[5, Uint32Array.of(1, 2)]]);
+		assert.equal(s.tables.read(5), Uint32Array.of(1, 2));
+		s.tables.delete([5, 600]);
+	});
+
 	test('a slot above 2^31 keeps its sign to itself', () => {
 		s.tables.create([[1, Uint32Array.of(0xffffffff)]]);
 		s.tables.edit(1, (t) => {

@@ -163,10 +163,11 @@ export function createMemoryStore(log = true): MemoryStore {
 			};
 			return edit(open);
 		},
-		dropTransitions(id) {
-			note(`tables.dropTransitions ${id}`);
-			const t = table(id);
-			t.transitions = undefined;
+		dropTransitions(ids) {
+			for (const id of typeof ids === 'number' ? [ids] : ids) {
+				note(`tables.dropTransitions ${id}`);
+				table(id).transitions = undefined;
+			}
 		},
 		delete(ids) {
 			for (const id of ids) {
