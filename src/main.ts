@@ -1,1 +1,216 @@
-export {};
+/** The command. One file a verb, read when its verb is called: --help must not wait for a kernel library. */
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import type { Client } from './cli/client.js';
+import type { Format } from './cli/output.js';
+
+interface Global {
+	readonly agent?: string;
+	readonly tokenFile?: string;
+	readonly output: Format;
+}
+
+const collect = (value: string, list: string[]) => [...list, value];
+function limit(text: string): number {
+	const n = Number(text);
+	if (!Number.isInteger(n) || n < 1 || n > 100_000) throw new InvalidArgumentError('expected 1 to 100000.');
+	return n;
+}
+
+function program(): Command {
+	const root = new Command('beeline')
+		.description('Routing mesh and overlay network for Docker Swarm and bare metal, in eBPF')
+		.configureHelp({ sortSubcommands: false, showGlobalOptions: true })
+		.showSuggestionAfterError(true)
+		.exitOverride()
+		.configureOutput({ writeErr: () => undefined });
+	root.addOption(
+		new Option('--agent <where>', 'unix:/path or http://host:port (default unix:/run/beeline/beeline.sock)').env(
+			'BEELINE_AGENT',
+		),
+	);
+	root.option('--token-file <file>', 'token for changes over TCP (or BEELINE_TOKEN)');
+	root.addOption(
+		new Option('-o, --output <format>', 'table, or json: the body of the agent’s answer')
+			.choices(['table', 'json'])
+			.default('table'),
+	);
+
+	const client = async (c: Command): Promise<[Client, Format]> => {
+		const g = c.optsWithGlobals<Global>();
+		const { createClient } = await import('./cli/client.js');
+		const o = {
+			...(g.agent === undefined ? {} : { agent: g.agent }),
+			...(g.tokenFile === undefined ? {} : { tokenFile: g.tokenFile }),
+		};
+		return [createClient(o), g.output];
+	};
+	/** `-o` is accepted behind every verb too. */
+	const verb = (on: Command, name: string, description: string) => {
+		const c = on.command(name).description(description).exitOverride();
+		c.addOption(new Option('-o, --output <format>').choices(['table', 'json']).hideHelp());
+		c.addOption(new Option('--agent <where>').hideHelp());
+		c.addOption(new Option('--token-file <file>').hideHelp());
+		return c.configureOutput({ writeErr: () => undefined });
+	};
+	const read = () => import('./cli/read.js');
+	const change = () => import('./cli/change.js');
+
+	verb(
+		root,
+		'agent',
+		'run the agent in the foreground; SIGTERM leaves the datapath attached, SIGHUP reads everything anew',
+	)
+		.requiredOption('--config <file>', 'beeline.yaml')
+		.option(
+			'--leave-within <duration>',
+			'on SIGTERM of a drained node: how long open connections may go on (default 8s)',
+		)
+		.action(async (o: { config: string; leaveWithin?: string }) => {
+			const { parseDuration } = await import('./mesh/sources/document.js');
+			const ms = o.leaveWithin === undefined ? undefined : parseDuration(o.leaveWithin);
+			if (o.leaveWithin !== undefined && ms === undefined)
+				throw new Error(`--leave-within ${o.leaveWithin}: expected a duration such as 8s`);
+			await (await import('./cli/agent.js')).agent({
+				config: o.config,
+				...(ms === undefined ? {} : { leaveWithinMs: ms }),
+			});
+		});
+	verb(root, 'detach', 'remove every program, link, map and pin; needs no agent')
+		.option('--config <file>', 'beeline.yaml, for its pinRoot')
+		.option(
+			'--wait <duration>',
+			'how long open connections may go on where the kernel’s own mesh takes over (default 60s)',
+		)
+		.option('--now', 'do not wait')
+		.action(async (o) => (await import('./cli/detach.js')).detach(o));
+	verb(root, 'status', 'this node, and what it could not do').action(async (_o, c: Command) =>
+		(await read()).status(...(await client(c))),
+	);
+	verb(root, 'nodes', 'nodes of the mesh').action(async (_o, c: Command) => (await read()).nodes(...(await client(c))));
+	verb(root, 'services', 'services and their published ports').action(async (_o, c: Command) =>
+		(await read()).services(...(await client(c))),
+	);
+	verb(root, 'backends', 'where flows are sent')
+		.option('--service <name>', 'of one service')
+		.action(async (o: { service?: string }, c: Command) => (await read()).backends(...(await client(c)), o.service));
+	verb(root, 'flows', 'living flows of this node’s backends')
+		.option('--limit <n>', 'rows at most', limit, 1000)
+		.action(async (o: { limit: number }, c: Command) => (await read()).flows(...(await client(c)), o.limit));
+	verb(root, 'entries', 'the maps as they are')
+		.option('--limit <n>', 'rows of each map at most', limit, 1000)
+		.action(async (o: { limit: number }, c: Command) => (await read()).entries(...(await client(c)), o.limit));
+	verb(root, 'monitor', 'packets’ verdicts, live')
+		.option('--service <name>')
+		.option('--verdict <name>', 'such as drop_no_backend')
+		.action(async (o: { service?: string; verdict?: string }, c: Command) =>
+			(await read()).monitor(...(await client(c)), o.service, o.verdict),
+		);
+
+	const config = verb(root, 'config', 'read or change the configuration of a running agent');
+	verb(config, 'get', 'one key such as datapath.staleAfter, or everything')
+		.argument('[key]')
+		.action(async (key: string | undefined, _o, c: Command) => {
+			const [api, format] = await client(c);
+			await (await read()).configGet(api, key, format);
+		});
+	verb(config, 'set', 'change a key that may change while the agent runs')
+		.argument('<key>')
+		.argument('<value>')
+		.action(async (key: string, value: string, _o, c: Command) =>
+			(await change()).configSet((await client(c))[0], key, value),
+		);
+
+	for (const v of ['drain', 'undrain'] as const) {
+		verb(root, v, v === 'drain' ? 'no new flows to a backend, or to all of a node' : 'new flows again')
+			.argument('<backend|node>')
+			.action(async (name: string, _o, c: Command) => (await change()).drain((await client(c))[0], name, v));
+	}
+
+	const node = verb(root, 'node', 'nodes of the file source');
+	verb(node, 'ls', 'nodes of the mesh').action(async (_o, c: Command) => (await read()).nodes(...(await client(c))));
+	verb(node, 'add', 'add a node to this agent’s mesh file')
+		.argument('<name>')
+		.argument('<address>')
+		.action(async (name: string, address: string, _o, c: Command) =>
+			(await change()).nodeAdd((await client(c))[0], name, address),
+		);
+	verb(node, 'rm', 'remove a node from this agent’s mesh file')
+		.argument('<name>')
+		.action(async (name: string, _o, c: Command) => (await change()).nodeRemove((await client(c))[0], name));
+
+	const service = verb(root, 'service', 'services of the file source');
+	verb(service, 'ls', 'services').action(async (_o, c: Command) => (await read()).services(...(await client(c))));
+	verb(service, 'inspect', 'one service, as JSON')
+		.argument('<name>')
+		.action(async (name: string, _o, c: Command) => (await read()).service((await client(c))[0], name));
+	verb(service, 'create', 'create a service')
+		.requiredOption('-p, --publish <ports>', 'PUBLISHED:TARGET[/PROTOCOL]; may be repeated', collect, [])
+		.option('--backend <backend>', 'NODE[=ADDRESS[,ADDRESS]][*WEIGHT]; may be repeated', collect, [])
+		.option('--option <option>', 'NAME=VALUE; may be repeated', collect, [])
+		.argument('<name>')
+		.action(async (name: string, o: { publish: string[]; backend: string[]; option: string[] }, c: Command) =>
+			(await change()).serviceCreate((await client(c))[0], name, o),
+		);
+	verb(service, 'update', 'change options of a service')
+		.option('--option <option>', 'NAME=VALUE such as returnPath=tunnel; may be repeated', collect, [])
+		.argument('<name>')
+		.action(async (name: string, o: { option: string[] }, c: Command) =>
+			(await change()).serviceUpdate((await client(c))[0], name, o.option),
+		);
+	verb(service, 'rm', 'remove a service')
+		.argument('<name>')
+		.action(async (name: string, _o, c: Command) => (await change()).serviceRemove((await client(c))[0], name));
+
+	verb(root, 'doctor', 'what this node can do, and what to do about what it cannot; needs no agent')
+		.option('--config <file>', 'beeline.yaml')
+		.action(async (o: { config?: string }, c: Command) =>
+			(await import('./cli/doctor.js')).doctor({ ...o, format: c.optsWithGlobals<Global>().output }),
+		);
+	verb(root, 'demo', 'three nodes, real servers, real traffic, on this machine')
+		.allowUnknownOption()
+		.argument('[args...]')
+		.action(async (args: string[]) => (await import('./cli/demo.js')).demo(args));
+	verb(root, 'version', 'version of this command').action(async () => {
+		const { version } = await import('./cli/places.js');
+		process.stdout.write(`${version()}\n`);
+	});
+	return root;
+}
+
+/** One sentence, whatever was thrown. */
+function oneSentence(e: unknown): string {
+	const text = e instanceof Error ? e.message : String(e);
+	return text.split('\n')[0]!.replace(/^error: /, '');
+}
+
+async function main(): Promise<number> {
+	// `beeline nodes | head -1` closes the pipe: that is no failure of ours.
+	process.stdout.on('error', (e: NodeJS.ErrnoException) => {
+		if (e.code === 'EPIPE') process.exit(0);
+		throw e;
+	});
+	try {
+		const root = program();
+		if (process.argv.length <= 2) {
+			process.stderr.write('a verb is missing: beeline --help lists them\n');
+			return 1;
+		}
+		await root.parseAsync();
+		return 0;
+	} catch (e) {
+		if (e instanceof CommanderError) {
+			if (e.exitCode === 0) return 0;
+			const text = e.code === 'commander.help' ? 'a verb is missing: add --help to see what there is' : oneSentence(e);
+			process.stderr.write(`${text}\n`);
+			return 1;
+		}
+		process.stderr.write(`${oneSentence(e)}\n`);
+		const detail = (e as { detail?: unknown }).detail;
+		if (process.env.BEELINE_DEBUG && typeof detail === 'string') process.stderr.write(`${detail}\n`);
+		return 1;
+	}
+}
+
+process.exitCode = await main();
+// Children and watchers that a failed start left must not hold a command that has said its sentence.
+if (process.exitCode !== 0) process.exit();

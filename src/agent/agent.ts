@@ -1,0 +1,731 @@
+/**
+ * The loop that joins everything: source → plan → local facts → entries → reconcile → attach. Events only mark it dirty; one
+ * run at a time works from what is true then. What fails is tried again, and the last known state stays.
+ */
+import { randomInt } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import type { Logger } from 'pino';
+import { type Config, updateConfig } from '../config.js';
+import { BeelineError, codeOf, sentence } from '../errors.js';
+import { type Datapath, openDatapath, ownNetnsCookie, RUN_DIR } from '../loader/datapath.js';
+import {
+	type Event,
+	MESH_ABI,
+	PORT_FRONTEND_MASK,
+	PortFlag,
+	PROGRAMS,
+	REF_INDEX_MASK,
+	VERDICTS,
+} from '../loader/layout.gen.js';
+import { type DatapathOptions, type Entries, entries, undeliverable } from '../mesh/entries.js';
+import { createIds } from '../mesh/ids.js';
+import { createMaglevPool } from '../mesh/maglev.js';
+import { type Health, type Mesh, plan } from '../mesh/plan.js';
+import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
+import { parseDuration } from '../mesh/sources/document.js';
+import type { Membership } from '../mesh/types.js';
+import { createMetrics, type Metrics, type MetricsSnapshot } from '../metrics/registry.js';
+import type { AgentApi, AgentEvent } from './api.js';
+import { AgentError } from './api.js';
+import { type Run, run as runCommand } from './exec.js';
+import { readLinks, whyNot } from './links.js';
+import { createLocal, type Local, portName } from './local.js';
+import { watchKernel } from './monitor.js';
+import { turnOffOffloads, turnOnOffload } from './offloads.js';
+import { reservePorts } from './ports.js';
+import { openSource, type Source } from './source.js';
+import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
+import * as views from './views.js';
+
+export interface AgentDeps {
+	readonly config: Config;
+	readonly version: string;
+	readonly log: Logger;
+	/** C sources and precompiled objects; at least one of them. */
+	readonly bpfDir?: string;
+	readonly objectDir?: string;
+	readonly cacheDir?: string;
+	readonly runDir?: string;
+	readonly run?: Run;
+}
+
+export interface Agent {
+	readonly api: AgentApi;
+	readonly metrics: Metrics;
+	/** Reads source and kernel anew. */
+	reload(cause: string): void;
+	/** Resolves when the first complete apply has happened. @throws what made it impossible */
+	readonly ready: Promise<void>;
+	/** This node is drained or no longer in the membership. */
+	readonly leaving: boolean;
+	/** Leaves the datapath as it is and closes. */
+	close(): Promise<void>;
+	/** Hands flows back to the kernel's mesh for at most `waitMs` where it serves the ports too, then removes everything. */
+	detach(waitMs: number): Promise<readonly string[]>;
+}
+
+/** One second: DESIGN 5.2. */
+const HEARTBEAT_MS = 1000;
+const SETTLE_MS = 5000;
+/** Without any sign of a change: what no event told. */
+const FULL_MS = 30_000;
+const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
+const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
+
+/** Where cgroup2 is mounted; undefined: nowhere. */
+export function cgroupRoot(mounts = readFileSync('/proc/mounts', 'utf8')): string | undefined {
+	return mounts
+		.split('\n')
+		.map((l) => l.split(' '))
+		.find((f) => f[2] === 'cgroup2')?.[1];
+}
+
+/** `tcp/8080` of every port in the maps. */
+function servedPorts(d: Datapath): Set<string> {
+	const out = new Set<string>();
+	for (const [key, value] of d.store.ports.entries()) {
+		if ((value & PORT_FRONTEND_MASK) !== 0 || (value & PortFlag.PORT_EXACT) !== 0) {
+			out.add(portName(key >>> 16 === 1 ? 'udp' : 'tcp', key & 0xffff));
+		}
+	}
+	return out;
+}
+
+/**
+ * Opens the datapath, brings it to what the source says and keeps it there.
+ * @throws BeelineError, LoaderError: one sentence; nothing that ran before is changed
+ */
+export async function startAgent(deps: AgentDeps): Promise<Agent> {
+	const { log } = deps;
+	const run = deps.run ?? runCommand;
+	let config = deps.config;
+	const runDir = deps.runDir ?? RUN_DIR;
+	const stateFile = statePath(config.pinRoot, runDir);
+	const since = new Date();
+
+	// What is wrong with the configuration is said before anything is compiled or loaded.
+	let onChange: (m: Membership) => void = () => undefined;
+	const source: Source = openSource(config, {
+		onChange: (m) => onChange(m),
+		onError: (e) => log.error(`${e.message} (the state before it is kept)`),
+	});
+	let membership: Membership = source.current();
+	let readAt = new Date();
+	try {
+		return await start();
+	} catch (e) {
+		source.close();
+		throw e;
+	}
+
+	async function start(): Promise<Agent> {
+		if (config.uplinks !== undefined) {
+			const links = await readLinks(run);
+			for (const name of config.uplinks) {
+				const link = links.find((l) => l.name === name);
+				const why =
+					link === undefined ? `${name} does not exist: name an Ethernet device of this node` : whyNot(link, links);
+				if (why !== undefined) throw new BeelineError('NO_UPLINK', `uplink refused: ${why}`);
+			}
+		}
+		if (!membership.nodes.some((n) => n.name === config.node.name)) {
+			const names = membership.nodes.map((n) => n.name).slice(0, 8);
+			throw new BeelineError(
+				'NOT_A_MEMBER',
+				`this node is ${config.node.name}, and ${source.place} names ${names.join(', ') || 'no node'}: add it there, or set node.name`,
+			);
+		}
+
+		const d = await openDatapath({
+			pinRoot: config.pinRoot,
+			runDir,
+			...(deps.bpfDir === undefined ? {} : { bpfDir: deps.bpfDir }),
+			...(deps.objectDir === undefined ? {} : { objectDir: deps.objectDir }),
+			...(deps.cacheDir === undefined ? {} : { cacheDir: deps.cacheDir }),
+			maxEntries: {
+				revnat: config.datapath.maxFlows,
+				conntrack: config.datapath.maxTracked,
+				conntrack_half_open: config.datapath.maxHalfOpen,
+			},
+		});
+		const fresh = d.newMaps.length > 0;
+		let state: AgentState = readState(stateFile);
+		const pool = createMaglevPool();
+		const nowMs = () => Number(d.store.now() / 1_000_000n);
+		const ids = createIds();
+		let reconciler: Reconciler;
+		try {
+			reconciler = createReconciler(d.store, ids, nowMs(), pool);
+		} catch (e) {
+			await pool.close();
+			d.close();
+			throw e;
+		}
+		const oldMark = d.store.settings.get().mark;
+		const locals = createLocal({
+			run,
+			netnsCookie: ownNetnsCookie(),
+			mark: oldMark !== 0 ? oldMark : randomInt(1, 0xffff_ffff),
+			served: servedPorts(d),
+			kernelPorts: state.kernelPorts,
+			neighbours: state.neighbours,
+			dsrProven: () => new Set<string>(),
+		});
+
+		// ---- state of the loop ----
+		let mesh: Mesh | undefined;
+		let local: Local | undefined;
+		let now: Entries | undefined;
+		let health = HEALTHY;
+		let committed = false;
+		let isReady = false;
+		let closed = false;
+		let trace = false;
+		let verdictReaders = 0;
+		const attachErrors = new Map<string, string>();
+		const warnings = new Map<string, string>();
+		const attached = new Map<number, { name: string; mode: 'native' | 'generic' }>();
+		const endpoints = new Set<number>();
+		const recent = {
+			runs: 0,
+			errors: 0,
+			lastAt: null as string | null,
+			lastMs: null as number | null,
+			lastError: null as string | null,
+		};
+		const listeners = new Set<(e: AgentEvent) => void>();
+		const emit = (e: AgentEvent) => {
+			for (const l of listeners) l(e);
+		};
+
+		const options = (): DatapathOptions => ({
+			vni: config.datapath.vni,
+			vxlanPort: config.datapath.vxlanPort,
+			staleAfterMs: config.datapath.staleAfter,
+			returnPath: config.datapath.returnPath,
+			trace: trace || verdictReaders > 0,
+		});
+
+		// ---- metrics ----
+		let flowsAt = 0;
+		let flowsBy = new Map<string, number>();
+		const movingBy = (): Map<string, number> => {
+			const by = new Map<string, number>();
+			const moving = reconciler.moving();
+			for (const s of now?.services.values() ?? []) {
+				let n = 0;
+				for (const f of s.frontends) n += moving.get(f.index) ?? 0;
+				by.set(s.mesh.name, n);
+			}
+			return by;
+		};
+		const metrics = createMetrics({
+			version: deps.version,
+			abi: MESH_ABI,
+			programs: PROGRAMS,
+			verdicts: VERDICTS,
+			counters: () => (closed ? undefined : d.store.counters()),
+			sizes: () => (closed ? [] : d.store.sizes()),
+			runSeconds: () => (closed ? undefined : views.runSeconds(d)),
+			snapshot(): MetricsSnapshot | undefined {
+				if (now === undefined || mesh === undefined || closed) return undefined;
+				if (Date.now() - flowsAt > 10_000) {
+					// Counting goes through every flow: not more often than Prometheus usually asks.
+					flowsBy = new Map([...mesh.services.keys()].map((s) => [s, 0]));
+					const byRef = views.backendsByIndex(now);
+					for (const f of d.store.flows(1_000_000).flows) {
+						const s = byRef.get(f.ref & REF_INDEX_MASK)?.service;
+						if (s !== undefined) flowsBy.set(s, (flowsBy.get(s) ?? 0) + 1);
+					}
+					flowsAt = Date.now();
+				}
+				return views.metricsSnapshot(now, mesh, local, { flows: flowsBy, moving: movingBy() });
+			},
+		});
+
+		// ---- the loop ----
+		const dirty = new Set<string>();
+		let dirtySince: number | undefined;
+		let needsLocal = true;
+		let running: Promise<void> | undefined;
+		let timer: NodeJS.Timeout | undefined;
+		let timerAt = Number.POSITIVE_INFINITY;
+		let failures = 0;
+		const waiters: { resolve: () => void; reject: (e: Error) => void; run: number }[] = [];
+		let runNumber = 0;
+
+		function schedule(inMs: number): void {
+			if (closed) return;
+			const at = performance.now() + inMs;
+			if (timer !== undefined && timerAt <= at) return;
+			clearTimeout(timer);
+			timerAt = at;
+			timer = setTimeout(() => {
+				timer = undefined;
+				timerAt = Number.POSITIVE_INFINITY;
+				void loop();
+			}, inMs);
+		}
+		function mark(cause: string, kernel: boolean, inMs = 0): void {
+			dirty.add(cause);
+			dirtySince ??= performance.now();
+			if (kernel) needsLocal = true;
+			schedule(inMs);
+		}
+		/** Resolves when a run that begins after now has ended; rejects with what it could not do. */
+		function applied(cause: string, kernel: boolean): Promise<void> {
+			const p = new Promise<void>((resolve, reject) => {
+				waiters.push({ resolve, reject, run: runNumber + (running === undefined ? 1 : 2) });
+			});
+			mark(cause, kernel);
+			return p;
+		}
+
+		async function loop(): Promise<void> {
+			if (running !== undefined || closed) return;
+			running = once().finally(() => {
+				running = undefined;
+				if (dirty.size > 0 && timer === undefined) schedule(0);
+			});
+			await running;
+		}
+
+		function saveState(next: AgentState): void {
+			if (JSON.stringify(next) === JSON.stringify(state)) return;
+			state = next;
+			writeState(stateFile, state);
+		}
+
+		function attachEndpoints(wanted: ReadonlySet<number>): void {
+			for (const ifindex of wanted) {
+				const name = local?.names.get(ifindex) ?? `interface ${ifindex}`;
+				try {
+					d.attachEndpoint(ifindex);
+					endpoints.add(ifindex);
+					attachErrors.delete(`endpoint ${ifindex}`);
+				} catch (e) {
+					attachErrors.set(`endpoint ${ifindex}`, `${name}: ${sentence(e)}`);
+				}
+			}
+		}
+
+		async function attachUplinks(l: Local): Promise<void> {
+			for (const { link, l3 } of l.uplinks) {
+				try {
+					const a = d.attachUplink({
+						ifindex: link.ifindex,
+						name: link.name,
+						mode: config.datapath.xdp,
+						mtu: Math.max(link.mtu, l3.mtu),
+					});
+					attachErrors.delete(`uplink ${link.ifindex}`);
+					if (attached.get(link.ifindex)?.mode === a.mode) continue;
+					attached.set(link.ifindex, { name: link.name, mode: a.mode });
+					log.info({ uplink: link.name, mode: a.mode, program: a.program, via: a.via }, 'uplink attached');
+					try {
+						const off = await turnOffOffloads(run, link.name, a.mode);
+						if (off.length > 0) {
+							log.info({ uplink: link.name, off }, 'offloads that hide frames from XDP are off');
+							warnings.set(
+								`offloads ${link.name}`,
+								`${link.name}: ${off.join(', ')} turned off, because they hide frames from XDP; given back on detach`,
+							);
+							saveState({
+								...state,
+								offloads: [...state.offloads, ...off.map((feature) => ({ device: link.name, feature }))],
+							});
+						}
+					} catch (e) {
+						warnings.set(
+							`offloads ${link.name}`,
+							`${link.name}: offloads cannot be read (${sentence(e)}): turn rxvlan and lro off yourself`,
+						);
+					}
+					if (a.mode === 'generic') {
+						warnings.set(
+							`mode ${link.name}`,
+							`${link.name}: its driver has no native XDP, so packets take the slower generic way`,
+						);
+					} else warnings.delete(`mode ${link.name}`);
+				} catch (e) {
+					attachErrors.set(`uplink ${link.ifindex}`, sentence(e));
+				}
+			}
+			const wanted = new Set(l.uplinks.map((u) => u.link.ifindex));
+			for (const [ifindex, a] of attached) {
+				if (wanted.has(ifindex)) continue;
+				d.detachUplink(ifindex);
+				attached.delete(ifindex);
+				attachErrors.delete(`uplink ${ifindex}`);
+				warnings.delete(`mode ${a.name}`);
+				warnings.delete(`offloads ${a.name}`);
+				log.info({ uplink: a.name }, 'uplink detached');
+			}
+		}
+
+		/** Attachments of an earlier agent that nothing wants any more. */
+		function adopt(): void {
+			for (const a of d.status().attachments) {
+				if (a.ifindex === undefined || a.severed) continue;
+				if (a.slot === 'uplink_xdp') attached.set(a.ifindex, { name: String(a.ifindex), mode: a.mode ?? 'native' });
+				if (a.slot === 'endpoint_tc') endpoints.add(a.ifindex);
+			}
+		}
+
+		async function once(): Promise<void> {
+			const number = ++runNumber;
+			const cause = [...dirty].join(', ') || 'a full look';
+			const began = performance.now();
+			const known = dirtySince ?? began;
+			const rereads = needsLocal || dirty.size === 0;
+			dirty.clear();
+			dirtySince = undefined;
+			needsLocal = false;
+			const errors: string[] = [];
+			let changes = 0;
+			let wakeAt: number | undefined;
+			try {
+				const nextMesh = plan({
+					membership,
+					self: config.node.name,
+					health,
+					nowMs: nowMs(),
+					...(mesh === undefined ? {} : { previous: mesh }),
+				});
+				const l =
+					local === undefined || rereads || views.localSignature(nextMesh) !== views.localSignature(mesh)
+						? await locals.collect({
+								mesh: nextMesh,
+								address: config.node.address,
+								uplinks: config.uplinks,
+								vxlanPort: config.datapath.vxlanPort,
+								httpPorts: new Set(config.http.listen.map((h) => h.port)),
+								acceptFirewallBypass: config.datapath.acceptFirewallBypass,
+							})
+						: local;
+				local = l;
+				saveState({
+					...state,
+					neighbours: l.neighbours,
+					kernelPorts: [...l.facts.kernelPorts].map((k) => portName(k >>> 16 === 1 ? 'udp' : 'tcp', k & 0xffff)),
+					reservedPorts: [
+						...state.reservedPorts,
+						...[...l.publishedPorts].filter((p) => !state.reservedPorts.includes(p)),
+					],
+				});
+				const reserved = reservePorts(new Set(state.reservedPorts), l.publishedPorts);
+				saveState({ ...state, reservedPorts: [...reserved] });
+
+				mesh = nextMesh;
+				let e = entries(mesh, l.facts, options(), ids, nowMs(), now);
+				const down = new Set(undeliverable(e).keys());
+				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
+					health = { ...health, downBackends: down };
+					mesh = plan({ membership, self: config.node.name, health, nowMs: nowMs(), previous: mesh });
+					e = entries(mesh, l.facts, options(), ids, nowMs(), e);
+				}
+				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
+				// Replies need their program before requests arrive.
+				if (committed) attachEndpoints(wantedEndpoints);
+				const result = await reconciler.reconcile(e, nowMs());
+				now = e;
+				changes = result.rowsWritten + result.rowsDeleted + result.slotsChanged;
+				wakeAt = result.wakeAtMs;
+				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
+				if (!committed && errors.length === 0) {
+					d.commit();
+					committed = true;
+					adopt();
+					attachEndpoints(wantedEndpoints);
+					const root = cgroupRoot();
+					try {
+						if (root === undefined) throw new Error('no cgroup2 is mounted');
+						d.attachSocket(root);
+					} catch (x) {
+						warnings.set('socket', `processes of this node cannot dial published ports on it: ${sentence(x)}`);
+					}
+				}
+				if (committed) {
+					await attachUplinks(l);
+					for (const ifindex of endpoints) {
+						if (wantedEndpoints.has(ifindex)) continue;
+						d.detachEndpoint(ifindex);
+						endpoints.delete(ifindex);
+						attachErrors.delete(`endpoint ${ifindex}`);
+					}
+				}
+				errors.push(...attachErrors.values());
+			} catch (e) {
+				errors.push(sentence(e));
+				log.debug({ err: e }, 'reconcile failed');
+				if (!isReady) firstFailure = e instanceof Error ? e : new Error(sentence(e));
+			}
+			const ms = performance.now() - began;
+			recent.runs++;
+			recent.lastAt = new Date().toISOString();
+			recent.lastMs = Math.round(ms * 100) / 100;
+			recent.lastError = errors[0] ?? null;
+			metrics.reconciled(ms / 1000);
+			if (errors.length > 0) {
+				recent.errors++;
+				metrics.reconcileFailed();
+				if (errors.join() !== lastLogged) for (const e of errors.slice(0, 10)) log.error(e);
+				lastLogged = errors.join();
+			} else {
+				lastLogged = '';
+				metrics.converged((performance.now() - known) / 1000);
+				if (!isReady && local !== undefined && committed) {
+					isReady = true;
+					log.info(
+						{ ms: recent.lastMs, services: membership.services.length, nodes: membership.nodes.length },
+						'ready',
+					);
+				}
+			}
+			if (changes > 0) log.debug({ cause, ms: recent.lastMs, changes }, 'reconciled');
+			if (changes > 0 || errors.length > 0) {
+				emit({ type: 'reconcile', at: recent.lastAt, cause, ms: recent.lastMs, changes, error: recent.lastError });
+			}
+			for (const w of waiters.splice(0)) {
+				if (w.run > number) waiters.push(w);
+				else if (errors.length > 0)
+					w.reject(new AgentError(503, 'NOT_APPLIED', `written, but not in force yet: ${errors[0]}`));
+				else w.resolve();
+			}
+			if (errors.length > 0) {
+				needsLocal = true;
+				schedule(BACKOFF_MS[Math.min(failures++, BACKOFF_MS.length - 1)]!);
+			} else {
+				failures = 0;
+				const wakes = [mesh?.wakeAtMs, wakeAt].filter((x): x is number => x !== undefined);
+				const next = wakes.length === 0 ? FULL_MS : Math.min(FULL_MS, Math.max(10, Math.min(...wakes) - nowMs()));
+				schedule(next);
+			}
+		}
+		let lastLogged = '';
+		let firstFailure: Error | undefined;
+
+		onChange = (next) => {
+			membership = next;
+			readAt = new Date();
+			log.info(`${source.place} is read: ${next.services.length} services, ${next.nodes.length} nodes`);
+			mark(`${source.name} changed`, false);
+		};
+
+		// ---- verdicts ----
+		let stopVerdicts: (() => void) | undefined;
+		function verdictsWanted(change: number): void {
+			verdictReaders += change;
+			if (verdictReaders > 0 && stopVerdicts === undefined) {
+				stopVerdicts = d.store.events.listen((e: Event) => {
+					if (now !== undefined) emit(views.verdictEvent(e, now, local?.names, d.store.now()));
+				});
+			} else if (verdictReaders === 0) {
+				stopVerdicts?.();
+				stopVerdicts = undefined;
+			}
+			mark('trace', false);
+		}
+
+		// ---- interface ----
+		/** Carries out a change of the source and waits until the maps follow. */
+		async function change(what: string, edit: () => void): Promise<void> {
+			try {
+				edit();
+			} catch (e) {
+				if (e instanceof AgentError || !(e instanceof Error)) throw e;
+				const code = codeOf(e);
+				if (code === 'NOT_FOUND') throw new AgentError(404, code, e.message);
+				const field = e instanceof BeelineError ? e.field : undefined;
+				if (code === 'INVALID_CONFIG') throw new AgentError(422, 'INVALID', e.message, field);
+				throw new AgentError(409, code, e.message, field);
+			}
+			source.reload();
+			await applied(what, false);
+		}
+		const drainBackend = (id: string, drained: boolean) =>
+			change(`${drained ? 'drain' : 'undrain'} ${id}`, () => source.drainBackend(id, drained));
+
+		const api: AgentApi = {
+			status: () =>
+				views.status({
+					version: deps.version,
+					config,
+					since,
+					ready: isReady,
+					leaving: agent.leaving,
+					source: { name: source.name, place: source.place, readAt, error: source.error()?.message },
+					recent,
+					mesh,
+					local,
+					attached,
+					moving: now === undefined || closed ? new Map() : movingBy(),
+					warnings: [...warnings.values(), ...(local?.warnings ?? []), ...attachErrors.values()],
+				}),
+			nodes: () => views.nodes(mesh, local),
+			services: () => views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy()),
+			backends: () => views.backends(mesh, now, local),
+			flows: (limit) =>
+				now === undefined || closed ? { flows: [], limited: false } : views.flows(d.store.flows(limit), now),
+			entries: (limit) => (closed ? { maps: [] } : views.entries(d.store, limit)),
+			config: () => views.config(config, local, trace),
+			drainBackend: (id) => drainBackend(id, true),
+			undrainBackend: (id) => drainBackend(id, false),
+			drainNode: (node) => change(`drain ${node}`, () => source.drainNode(node, true)),
+			undrainNode: (node) => change(`undrain ${node}`, () => source.drainNode(node, false)),
+			patchService: (name, patch) => change(`options of ${name}`, () => source.patchService(name, patch)),
+			createService: (service) => change(`create ${service.name}`, () => source.createService(service)),
+			removeService: (name) => change(`remove ${name}`, () => source.removeService(name)),
+			async patchConfig(patch) {
+				const values: Record<string, unknown> = {};
+				if (patch.datapath?.returnPath !== undefined) values['datapath.returnPath'] = patch.datapath.returnPath;
+				if (patch.datapath?.staleAfter !== undefined) values['datapath.staleAfter'] = patch.datapath.staleAfter;
+				if (patch.log !== undefined) values['log.level'] = patch.log.level;
+				if (Object.keys(values).length > 0) {
+					if (config.file !== undefined) {
+						try {
+							updateConfig(config.file, values);
+						} catch (e) {
+							throw new AgentError(409, codeOf(e), sentence(e));
+						}
+					}
+					const staleAfter =
+						patch.datapath?.staleAfter === undefined ? undefined : parseDuration(patch.datapath.staleAfter);
+					config = {
+						...config,
+						datapath: {
+							...config.datapath,
+							...(patch.datapath?.returnPath === undefined ? {} : { returnPath: patch.datapath.returnPath }),
+							...(staleAfter === undefined ? {} : { staleAfter }),
+						},
+						log: patch.log ?? config.log,
+					};
+					log.level = config.log.level;
+				}
+				if (patch.trace !== undefined) trace = patch.trace;
+				await applied('configuration', false);
+			},
+			subscribe(want, listener) {
+				listeners.add(listener);
+				if (want.verdicts) verdictsWanted(1);
+				let open = true;
+				return () => {
+					if (!open) return;
+					open = false;
+					listeners.delete(listener);
+					if (want.verdicts && !closed) verdictsWanted(-1);
+				};
+			},
+		};
+
+		// ---- clocks and watchers ----
+		const beat = () => {
+			if (!committed || closed) return;
+			try {
+				d.store.settings.set({ ...d.store.settings.get(), heartbeat_ns: d.store.now() });
+			} catch (e) {
+				log.error(`heartbeat: ${sentence(e)}`);
+			}
+		};
+		const heartbeat = setInterval(beat, HEARTBEAT_MS);
+		const settle = setInterval(() => {
+			if (!committed || closed || running !== undefined) return;
+			try {
+				reconciler.settle();
+			} catch (e) {
+				log.error(`settle: ${sentence(e)}`);
+			}
+		}, SETTLE_MS);
+		const monitor = watchKernel(
+			(kind, line) => {
+				if (kind === 'kernel') return mark('the kernel', true, 30);
+				const m = /^(?:Deleted )?(\S+) dev (\S+)(?: lladdr (\S+))?/.exec(line);
+				if (m !== null && locals.concerns(`${m[2]} ${m[1]}`, m[3])) mark('a neighbour', true, 10);
+			},
+			(why) => log.warn(`${why}; started again`),
+		);
+
+		function stop(): void {
+			clearTimeout(timer);
+			clearInterval(heartbeat);
+			clearInterval(settle);
+			source.close();
+			monitor.close();
+			stopVerdicts?.();
+		}
+		async function rest(): Promise<void> {
+			stop();
+			closed = true;
+			await running;
+			clearTimeout(timer);
+			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
+			await pool.close();
+		}
+		const agent: Agent = {
+			api,
+			metrics,
+			get leaving() {
+				const self = membership.nodes.find((n) => n.name === config.node.name);
+				return self === undefined || self.drained;
+			},
+			reload(cause) {
+				locals.rereadFirewall();
+				source.reload();
+				mark(cause, true);
+			},
+			ready: Promise.resolve(),
+			async close() {
+				await rest();
+				d.close();
+			},
+			async detach(waitMs) {
+				await running;
+				stop();
+				if (waitMs > 0 && committed) {
+					const { frontends } = reconciler.leave();
+					if (frontends > 0) {
+						log.info({ frontends, waitMs }, 'new flows go to the kernel; the open ones stay until the wait is over');
+						const end = performance.now() + waitMs;
+						while (performance.now() < end) {
+							beat();
+							await new Promise((r) => setTimeout(r, Math.min(HEARTBEAT_MS, end - performance.now())));
+						}
+					}
+				}
+				await rest();
+				const { left } = d.takeDown();
+				await undo(stateFile, run);
+				return left;
+			},
+		};
+
+		// The first run decides: a node that cannot start says so and leaves things as they were.
+		await loop();
+		if (!isReady && !committed) {
+			await rest();
+			d.close();
+			throw firstFailure ?? new BeelineError('NOT_APPLIED', recent.lastError ?? 'the first apply failed');
+		}
+		if (!isReady && fresh && attached.size === 0) {
+			await rest();
+			d.takeDown();
+			await undo(stateFile, run);
+			throw new BeelineError('ATTACH_FAILED', recent.lastError ?? 'no uplink could be attached');
+		}
+		beat();
+		return agent;
+	}
+}
+
+/** Gives back what the state file names, and removes it. */
+export async function undo(stateFile: string, run: Run = runCommand): Promise<void> {
+	const state = readState(stateFile);
+	try {
+		reservePorts(new Set(state.reservedPorts), new Set());
+	} catch {
+		// The sysctl is gone with its namespace.
+	}
+	for (const n of state.neighbours) await run('ip', ['neigh', 'del', n.address, 'dev', n.device]).catch(() => '');
+	for (const o of state.offloads) await turnOnOffload(run, o.device, o.feature);
+	removeState(stateFile);
+}

@@ -1,0 +1,404 @@
+/**
+ * What is true of this node: uplinks, addresses, ways to other nodes, interfaces of its own backends, ports. Read from the
+ * kernel each time; parts that did not change keep their identity, which is how entries() knows that nothing is to do.
+ */
+import { readFileSync } from 'node:fs';
+import { BeelineError } from '../errors.js';
+import { type EndpointFact, type LocalFacts, type NextHop, portKey, type UplinkFact } from '../mesh/entries.js';
+import type { Mesh } from '../mesh/plan.js';
+import type { Protocol } from '../mesh/types.js';
+import { type Endpoint, type EndpointFacts, locateAll, readForwarding } from './endpoints.js';
+import type { Run } from './exec.js';
+import { covers, type Firewall, readFirewall } from './firewall.js';
+import { chooseUplinks, globalAddresses, type Link, readLinks, type UplinkChoice } from './links.js';
+import { forget, manage, type Neighbour, readNeighbours } from './neighbours.js';
+import { localPortRange, type Published, readSockets, refusePorts } from './ports.js';
+import { defaultDevices, type Way, waysTo } from './routes.js';
+
+export interface LocalInput {
+	readonly mesh: Mesh;
+	/** From the configuration; the membership's where it says nothing. */
+	readonly address: string | undefined;
+	readonly uplinks: readonly string[] | undefined;
+	readonly vxlanPort: number;
+	readonly httpPorts: ReadonlySet<number>;
+	readonly acceptFirewallBypass: boolean;
+}
+
+/** A way to another node, for the operator. */
+export interface NodeWay {
+	readonly device: string;
+	readonly gateway: string | undefined;
+	readonly mac: string | undefined;
+	readonly mtu: number;
+}
+
+export interface Local {
+	readonly facts: LocalFacts;
+	readonly uplinks: readonly UplinkChoice[];
+	/** Uplinks that are refused. */
+	readonly refused: readonly { readonly name: string; readonly reason: string }[];
+	readonly warnings: readonly string[];
+	/** By VTEP. */
+	readonly ways: ReadonlyMap<string, NodeWay>;
+	/** Local backends' addresses that cannot be reached, and why. */
+	readonly problems: ReadonlyMap<string, string>;
+	/** Names of interfaces, by index. */
+	readonly names: ReadonlyMap<number, string>;
+	/** Names of refused ports, and why: `tcp/8080`. */
+	readonly refusedPorts: readonly { readonly key: string; readonly service: string; readonly reason: string }[];
+	/** Published ports that are (to be) served, as numbers: what is to be reserved. */
+	readonly publishedPorts: ReadonlySet<number>;
+	/** Neighbours that this agent asked the kernel to keep. */
+	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
+}
+
+export interface LocalState {
+	/** Reads everything anew. @throws BeelineError NO_UPLINK, NO_ADDRESS, NOT_A_MEMBER */
+	collect(input: LocalInput): Promise<Local>;
+	/** Whether a neighbour's line of the monitor says anything new about a next hop or an endpoint. */
+	concerns(key: string, mac: string | undefined): boolean;
+	/** The firewall is read again at the next collect(). */
+	rereadFirewall(): void;
+}
+
+export interface LocalDeps {
+	readonly run: Run;
+	readonly netnsCookie: bigint;
+	readonly mark: number;
+	/** `tcp/8080` that are served already, by the maps that an earlier agent left. */
+	readonly served: ReadonlySet<string>;
+	/** `tcp/8080` that the kernel's own mesh served, by the state file. */
+	readonly kernelPorts: readonly string[];
+	/** That an earlier agent asked for. */
+	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
+	/** VTEPs whose source address this node may use. */
+	readonly dsrProven: () => ReadonlySet<string>;
+}
+
+/** `tcp/8080` */
+export function portName(protocol: Protocol, port: number): string {
+	return `${protocol}/${port}`;
+}
+
+function keyOf(name: string): number {
+	const [protocol, port] = name.split('/');
+	return portKey(protocol as Protocol, Number(port));
+}
+
+/** The old value where the new one says the same. */
+function keep<T>(old: T | undefined, next: T): T {
+	return old !== undefined && text(old) === text(next) ? old : next;
+}
+function text(v: unknown): string {
+	return JSON.stringify(v, (_k, x) =>
+		x instanceof Map || x instanceof Set ? [...x] : typeof x === 'bigint' ? `${x}n` : x,
+	);
+}
+
+function sysctl(path: string): string | undefined {
+	try {
+		return readFileSync(`/proc/sys/net/${path}`, 'utf8').trim();
+	} catch {
+		return undefined;
+	}
+}
+
+export function createLocal(deps: LocalDeps): LocalState {
+	const { run } = deps;
+	let old: LocalFacts | undefined;
+	let firewall: Firewall | undefined;
+	let firewallFor = '';
+	const served = new Set(deps.served);
+	const kernelPorts = new Set(deps.kernelPorts);
+	const managed = new Map(deps.neighbours.map((n) => [`${n.device} ${n.address}`, n]));
+	/** Last MAC of each neighbour that matters, by `device address`. */
+	const macs = new Map<string, string>();
+	const watched = new Set<string>();
+
+	async function nextHops(
+		vteps: readonly string[],
+		ways: ReadonlyMap<string, Way>,
+		uplinks: readonly UplinkChoice[],
+		facts: EndpointFacts,
+		warnings: string[],
+	): Promise<{ hops: Map<string, NextHop>; shown: Map<string, NodeWay> }> {
+		const hops = new Map<string, NextHop>();
+		const shown = new Map<string, NodeWay>();
+		let { neighbours, forwarding } = facts;
+		const plan: { vtep: string; way: Way; via: UplinkChoice[]; target: string; key: string }[] = [];
+		const lost: string[] = [];
+		for (const vtep of vteps) {
+			const way = ways.get(vtep);
+			if (way === undefined || way.type !== 'unicast') {
+				lost.push(`${vtep}: no route`);
+				continue;
+			}
+			const via = uplinks.filter((u) => u.l3.name === way.device);
+			if (via.length === 0) {
+				lost.push(`${vtep}: its route leaves by ${way.device}, which is no uplink`);
+				continue;
+			}
+			const target = way.gateway ?? vtep;
+			plan.push({ vtep, way, via, target, key: `${way.device} ${target}` });
+		}
+		if (lost.length > 0)
+			warnings.push(
+				`nodes without a way: ${lost.slice(0, 5).join('; ')}${lost.length > 5 ? ` and ${lost.length - 5} more` : ''}`,
+			);
+		const wanted = new Map(plan.map((p) => [p.key, { device: p.way.device, address: p.target }]));
+		let asked = false;
+		for (const [key, n] of wanted) {
+			const have = neighbours.get(key);
+			if (have?.permanent === true || (have?.managed === true && managed.has(key))) continue;
+			try {
+				await manage(run, n.device, n.address);
+				managed.set(key, n);
+				asked = true;
+			} catch (e) {
+				warnings.push(
+					`${n.address}: the kernel does not keep it resolved (${(e as Error).message}); Linux 5.16 and iproute2 5.17 do`,
+				);
+			}
+		}
+		for (const [key, n] of managed) {
+			if (wanted.has(key)) continue;
+			await forget(run, n.device, n.address);
+			managed.delete(key);
+		}
+		for (let i = 0; asked && i < 5; i++) {
+			await new Promise((r) => setTimeout(r, 20 << i));
+			neighbours = await readNeighbours(run);
+			if (plan.every((p) => neighbours.get(p.key)?.mac !== undefined)) break;
+		}
+		if (asked) forwarding = await readForwarding(run);
+		for (const p of plan) {
+			watched.add(p.key);
+			const fresh = neighbours.get(p.key);
+			// A next hop that does not answer for a moment keeps its MAC: better a packet to a dead node than none to a slow one.
+			const mac = fresh?.mac ?? macs.get(p.key);
+			if (mac !== undefined) macs.set(p.key, mac);
+			const port = mac === undefined ? undefined : forwarding.get(`${p.way.device} ${mac.toLowerCase()}`);
+			const up =
+				p.via.find((u) => u.link.name === port) ?? [...p.via].sort((a, b) => a.link.ifindex - b.link.ifindex)[0]!;
+			const mtu = p.way.mtu ?? up.l3.mtu;
+			hops.set(p.vtep, { ifindex: up.link.ifindex, smac: up.l3.mac, mtu, ...(mac === undefined ? {} : { dmac: mac }) });
+			shown.set(p.vtep, { device: up.link.name, gateway: p.way.gateway, mac, mtu });
+		}
+		return { hops, shown };
+	}
+
+	return {
+		rereadFirewall() {
+			firewall = undefined;
+		},
+		concerns(key, mac) {
+			// A failed neighbour keeps its MAC, so its failing says nothing.
+			return watched.has(key) && mac !== undefined && macs.get(key) !== mac;
+		},
+		async collect(input) {
+			const { mesh } = input;
+			const { self } = mesh;
+			const warnings: string[] = [];
+			const node = mesh.nodes.get(self);
+			if (node === undefined) {
+				const names = [...mesh.nodes.keys()];
+				throw new BeelineError(
+					'NOT_A_MEMBER',
+					`this node is ${self}, and the membership names ${names.slice(0, 8).join(', ') || 'no node'}${names.length > 8 ? ', …' : ''}: add it, or set node.name`,
+				);
+			}
+			const vtep = input.address ?? node.address;
+			if (vtep !== node.address) {
+				throw new BeelineError(
+					'NO_ADDRESS',
+					`node.address is ${vtep}, and the membership says ${self} is ${node.address}: make them the same`,
+				);
+			}
+
+			const endpointAddresses: string[] = [];
+			const published: Published[] = [];
+			// The mesh, not the membership: what is leaving must be reached until it is gone.
+			for (const s of mesh.services.values()) {
+				const mine = s.backends.filter((b) => b.node === self && !b.gone);
+				for (const b of mine) {
+					if (b.address4 !== undefined) endpointAddresses.push(b.address4);
+					if (b.address6 !== undefined) endpointAddresses.push(b.address6);
+				}
+				const processes = mine.filter((b) => b.address4 === undefined && b.address6 === undefined);
+				for (const f of s.frontends) {
+					if (f.leaving) continue;
+					published.push({
+						service: s.name,
+						protocol: f.protocol,
+						port: f.published,
+						allow: s.options.allow.length > 0,
+						ownTargets: new Set(processes.filter((b) => b.protocol === f.protocol).map((b) => b.target)),
+					});
+				}
+			}
+			const vteps = [...mesh.nodes.values()].filter((n) => n.name !== self).map((n) => n.address);
+			const [links, defaults, ways, firstNeighbours, firstForwarding, sockets] = await Promise.all([
+				readLinks(run),
+				defaultDevices(run),
+				waysTo(run, [...new Set([...endpointAddresses, ...vteps])]),
+				readNeighbours(run),
+				readForwarding(run),
+				readSockets(run).catch((e: Error) => {
+					warnings.push(`sockets of the node cannot be listed: ${e.message}`);
+					return [];
+				}),
+			]);
+			const byName = new Map(links.map((l) => [l.name, l]));
+
+			const endpointDevices = new Set<string>();
+			for (const a of endpointAddresses) {
+				const w = ways.get(a);
+				const device = w === undefined ? undefined : byName.get(w.device);
+				if (w?.type !== 'unicast' || w.gateway !== undefined || device === undefined) continue;
+				if (!globalAddresses(device).includes(vtep)) endpointDevices.add(device.name);
+			}
+			const chosen = chooseUplinks(links, input.uplinks, defaults, endpointDevices);
+			if (
+				chosen.uplinks.length === 0 ||
+				(input.uplinks !== undefined && chosen.refused.length > 0 && old === undefined)
+			) {
+				const why =
+					chosen.refused.map((r) => r.reason).join('; ') ||
+					'no Ethernet device has a global address or the default route: set uplinks';
+				throw new BeelineError('NO_UPLINK', `uplink refused: ${why}`);
+			}
+			const uplinks: UplinkFact[] = chosen.uplinks.map(({ link, l3 }) => ({
+				name: link.name,
+				ifindex: link.ifindex,
+				l3Ifindex: l3.ifindex,
+				mtu: l3.mtu,
+				mac: l3.mac,
+				addresses: globalAddresses(l3),
+			}));
+			if (!uplinks.some((u) => u.addresses.includes(vtep))) {
+				throw new BeelineError(
+					'NO_ADDRESS',
+					`${self} is ${vtep}, which is on none of its uplinks (${uplinks.map((u) => `${u.name}: ${u.addresses.join(' ') || 'no address'}`).join('; ')}): name the uplink that has it`,
+				);
+			}
+
+			const uplinkDevices = new Set(chosen.uplinks.map((u) => u.link.name));
+			// Behind a bridge that is an uplink's there may be backends too: its other ports.
+			for (const u of chosen.uplinks) if (u.l3.kind !== 'bridge') uplinkDevices.add(u.l3.name);
+			const facts: EndpointFacts = {
+				links: byName,
+				neighbours: firstNeighbours,
+				forwarding: firstForwarding,
+				uplinkDevices,
+			};
+			const located = await locateAll(
+				[...new Set(endpointAddresses)].map((a) => ways.get(a)!),
+				facts,
+				async () => {
+					const [neighbours, forwarding] = await Promise.all([readNeighbours(run), readForwarding(run)]);
+					return { ...facts, neighbours, forwarding };
+				},
+			);
+			const endpoints = new Map<string, EndpointFact>();
+			const problems = new Map<string, string>();
+			const known = (e: Endpoint, address: string) => {
+				if (!('problem' in e)) {
+					endpoints.set(address, { ifindex: e.ifindex, delivery: e.delivery === 'peer' ? 'peer' : 'neigh' });
+					return;
+				}
+				// One that does not answer ARP for a moment stays where it was, while its interface lives.
+				const was = old?.endpoints.get(address);
+				if (was !== undefined && /does not answer/.test(e.problem) && links.some((l) => l.ifindex === was.ifindex)) {
+					endpoints.set(address, was);
+				} else problems.set(address, e.problem);
+			};
+			for (const [address, e] of located) known(e, address);
+			for (const a of endpointAddresses) {
+				const device = byName.get(ways.get(a)?.device ?? '');
+				if (device?.kind === 'bridge') watched.add(`${device.name} ${a}`);
+			}
+			for (const n of firstNeighbours.values()) {
+				const key = `${n.device} ${n.address}`;
+				if (watched.has(key) && n.mac !== undefined) macs.set(key, n.mac);
+			}
+
+			const { hops, shown } = await nextHops(vteps, ways, chosen.uplinks, facts, warnings);
+
+			const ports = published.map((p) => portName(p.protocol, p.port));
+			const signature = [...ports].sort().join();
+			if (firewall === undefined || signature !== firewallFor) {
+				firewall = await readFirewall(run);
+				firewallFor = signature;
+			}
+			const rules = firewall;
+			const refusedPorts = refusePorts(published, {
+				sockets,
+				firewall: rules,
+				vxlanPort: input.vxlanPort,
+				httpPorts: input.httpPorts,
+				acceptFirewallBypass: input.acceptFirewallBypass,
+				served,
+			});
+			const refusedKeys = new Set(refusedPorts.map((r) => r.key));
+			for (const p of published) {
+				const name = portName(p.protocol, p.port);
+				if (refusedKeys.has(name) || served.has(name)) continue;
+				served.add(name);
+				if (rules.dnat.some((r) => covers(r, p.protocol, p.port))) kernelPorts.add(name);
+			}
+			// A port that is not published any more is forgotten only when nothing of it is left: kernelPorts says where it
+			// goes back to, and costs nothing.
+			for (const name of served) if (!ports.includes(name)) served.delete(name);
+
+			for (const u of chosen.uplinks) {
+				const strict = [
+					sysctl('ipv4/conf/all/rp_filter'),
+					sysctl(`ipv4/conf/${u.l3.name.replaceAll('.', '/')}/rp_filter`),
+				];
+				if (strict.includes('1') && chosen.uplinks.length > 1) {
+					warnings.push(
+						`${u.l3.name}: rp_filter is strict and there are several uplinks: the kernel drops what comes in by another (sysctl net.ipv4.conf.${u.l3.name}.rp_filter=2)`,
+					);
+				}
+			}
+			for (const r of chosen.refused) warnings.push(`uplink ${r.name}: ${r.reason}`);
+
+			const range = localPortRange();
+			const localPorts: [number, number][] = [[range.from, range.to]];
+			// Masquerade without a range of its own keeps a source port or takes one of 1024 to 65535.
+			if (rules.masquerade && range.from > 1024) localPorts.push([1024, range.from - 1]);
+
+			const dsrProven = deps.dsrProven();
+			const next: LocalFacts = {
+				uplinks: keep(old?.uplinks, uplinks),
+				vtep,
+				netnsCookie: deps.netnsCookie,
+				mark: deps.mark,
+				nextHops: keep(old?.nextHops, hops),
+				dsrProven: keep(old?.dsrProven, new Set(dsrProven)),
+				endpoints: keep(old?.endpoints, endpoints),
+				localPorts: keep(old?.localPorts, localPorts),
+				kernelPorts: keep(old?.kernelPorts, new Set([...kernelPorts].map(keyOf))),
+				refusedPorts: keep(old?.refusedPorts, new Map(refusedPorts.map((r) => [keyOf(r.key), r.reason]))),
+			};
+			old = next;
+			return {
+				facts: next,
+				uplinks: chosen.uplinks,
+				refused: chosen.refused,
+				warnings,
+				ways: shown,
+				problems,
+				names: new Map(links.map((l: Link) => [l.ifindex, l.name])),
+				refusedPorts,
+				publishedPorts: new Set(
+					published.filter((p) => !refusedKeys.has(portName(p.protocol, p.port))).map((p) => p.port),
+				),
+				neighbours: [...managed.values()],
+			};
+		},
+	};
+}
+
+export type { Neighbour };

@@ -1,0 +1,49 @@
+/**
+ * What this agent changed on the node outside of its pins, so that detach, perhaps by another process, can undo it. One
+ * small file for each pinRoot, written atomically. It does not outlive a boot, and neither does what it names.
+ */
+import { createHash } from 'node:crypto';
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+export interface AgentState {
+	/** Added to ip_local_reserved_ports. */
+	readonly reservedPorts: readonly number[];
+	/** Neighbours that the kernel was asked to keep resolved. */
+	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
+	/** Offloads that were turned off, by device. */
+	readonly offloads: readonly { readonly device: string; readonly feature: string }[];
+	/** `tcp/8080` that the kernel's own mesh served when they were attached. */
+	readonly kernelPorts: readonly string[];
+}
+
+export const NO_STATE: AgentState = { reservedPorts: [], neighbours: [], offloads: [], kernelPorts: [] };
+
+export function statePath(pinRoot: string, runDir = '/run/beeline'): string {
+	return join(runDir, `state-${createHash('sha256').update(pinRoot).digest('hex').slice(0, 16)}.json`);
+}
+
+export function readState(path: string): AgentState {
+	try {
+		const s = JSON.parse(readFileSync(path, 'utf8')) as Partial<AgentState>;
+		return {
+			reservedPorts: s.reservedPorts ?? [],
+			neighbours: s.neighbours ?? [],
+			offloads: s.offloads ?? [],
+			kernelPorts: s.kernelPorts ?? [],
+		};
+	} catch {
+		return NO_STATE;
+	}
+}
+
+export function writeState(path: string, state: AgentState): void {
+	mkdirSync(join(path, '..'), { recursive: true, mode: 0o755 });
+	const aside = `${path}.${process.pid}`;
+	writeFileSync(aside, `${JSON.stringify(state)}\n`, { mode: 0o600 });
+	renameSync(aside, path);
+}
+
+export function removeState(path: string): void {
+	rmSync(path, { force: true });
+}

@@ -1,0 +1,407 @@
+/** What the loop knows, as the HTTP interface shows it. Pure but for what reads the maps. */
+import type { Config } from '../config.js';
+import type {
+	BackendView,
+	ConfigView,
+	EntriesView,
+	FlowsView,
+	NodeView,
+	ServiceView,
+	StatusView,
+	VerdictEventBody,
+} from '../http/schemas.js';
+import type { Datapath } from '../loader/datapath.js';
+import { type Event, PROGRAMS, REF_INDEX_MASK, VERDICTS } from '../loader/layout.gen.js';
+import type { Entries } from '../mesh/entries.js';
+import { portKey } from '../mesh/entries.js';
+import type { Mesh, MeshBackend } from '../mesh/plan.js';
+import { formatDuration } from '../mesh/sources/document.js';
+import { formatOptions } from '../mesh/sources/file.js';
+import type { FlowRow, MeshStore } from '../mesh/store.js';
+import type { MetricsSnapshot } from '../metrics/registry.js';
+import type { Local } from './local.js';
+
+/** What local facts are read for: where it is the same, they need not be read again. */
+export function localSignature(mesh: Mesh | undefined): string {
+	if (mesh === undefined) return '';
+	const parts: string[] = [];
+	for (const n of mesh.nodes.values()) parts.push(`${n.name}=${n.address}`);
+	for (const s of mesh.services.values()) {
+		for (const f of s.frontends) if (!f.leaving) parts.push(`${f.key}${s.options.allow.length > 0 ? '+' : ''}`);
+		for (const b of s.backends) if (b.node === mesh.self && !b.gone) parts.push(b.key);
+	}
+	return parts.join();
+}
+
+const indexed = new WeakMap<Entries, ReadonlyMap<number, MeshBackend>>();
+
+/** Row of `backends` → backend. */
+export function backendsByIndex(e: Entries): ReadonlyMap<number, MeshBackend> {
+	const known = indexed.get(e);
+	if (known !== undefined) return known;
+	const out = new Map<number, MeshBackend>();
+	for (const s of e.services.values()) {
+		const byMac = new Map(s.mesh.backends.map((b) => [b.mac, b]));
+		for (const b of s.backends) {
+			const backend = byMac.get(b.mac);
+			if (backend !== undefined) out.set(b.index, backend);
+		}
+	}
+	indexed.set(e, out);
+	return out;
+}
+
+export function digestText(digest: bigint): string {
+	return digest.toString(16).padStart(16, '0');
+}
+
+export interface StatusInput {
+	readonly version: string;
+	readonly config: Config;
+	readonly since: Date;
+	readonly ready: boolean;
+	readonly leaving: boolean;
+	readonly source: {
+		readonly name: string;
+		readonly place: string;
+		readonly readAt: Date;
+		readonly error: string | undefined;
+	};
+	readonly recent: StatusView['reconcile'];
+	readonly mesh: Mesh | undefined;
+	readonly local: Local | undefined;
+	readonly attached: ReadonlyMap<number, { readonly mode: 'native' | 'generic' }>;
+	readonly moving: ReadonlyMap<string, number>;
+	readonly warnings: readonly string[];
+}
+
+export function status(i: StatusInput): StatusView {
+	const { config, mesh, local } = i;
+	const all = [...(mesh?.services.values() ?? [])].flatMap((s) => s.backends);
+	return {
+		version: i.version,
+		node: config.node.name,
+		address: local?.facts.vtep ?? config.node.address ?? '',
+		state: i.leaving ? 'leaving' : i.ready ? 'running' : 'starting',
+		ready: i.ready,
+		since: i.since.toISOString(),
+		pinRoot: config.pinRoot,
+		vni: config.datapath.vni,
+		vxlanPort: config.datapath.vxlanPort,
+		membership: {
+			source: i.source.name,
+			place: i.source.place,
+			readAt: i.source.readAt.toISOString(),
+			error: i.source.error ?? null,
+		},
+		reconcile: { ...i.recent },
+		uplinks: (local?.uplinks ?? []).map(({ link, l3 }) => ({
+			name: link.name,
+			ifindex: link.ifindex,
+			device: l3.name,
+			mac: l3.mac,
+			mtu: l3.mtu,
+			addresses: [...(local?.facts.uplinks.find((u) => u.ifindex === link.ifindex)?.addresses ?? [])],
+			xdp: i.attached.get(link.ifindex)?.mode ?? 'none',
+		})),
+		totals: {
+			nodes: mesh?.nodes.size ?? 0,
+			services: mesh?.services.size ?? 0,
+			backends: all.length,
+			backendsActive: all.filter((b) => b.state === 'active').length,
+			slotsInTransition: [...i.moving.values()].reduce((a, b) => a + b, 0),
+		},
+		digest: digestText(mesh?.digest ?? 0n),
+		differing: [],
+		refused: [
+			...(local?.refusedPorts ?? []).map((r) => ({ what: r.key, service: r.service, reason: r.reason })),
+			...(local?.refused ?? []).map((r) => ({ what: r.name, reason: r.reason })),
+		],
+		warnings: [...i.warnings, ...(local?.problems.values() ?? [])],
+	};
+}
+
+export function nodes(mesh: Mesh | undefined, local: Local | undefined): NodeView[] {
+	if (mesh === undefined) return [];
+	const count = new Map<string, number>();
+	for (const s of mesh.services.values()) for (const b of s.backends) count.set(b.node, (count.get(b.node) ?? 0) + 1);
+	return [...mesh.nodes.values()]
+		.filter((n) => !n.leaving)
+		.map((n) => {
+			const self = n.name === mesh.self;
+			const way = local?.ways.get(n.address);
+			return {
+				name: n.name,
+				address: n.address,
+				self,
+				state: n.drained ? ('drained' as const) : ('active' as const),
+				reachable: self || local === undefined ? null : way?.mac !== undefined && !mesh.health.downNodes.has(n.name),
+				nextHop:
+					way === undefined
+						? null
+						: { device: way.device, gateway: way.gateway ?? null, mac: way.mac ?? null, mtu: way.mtu },
+				dsr: local?.facts.dsrProven.has(n.address) ?? false,
+				backends: count.get(n.name) ?? 0,
+			};
+		});
+}
+
+export function services(
+	mesh: Mesh | undefined,
+	e: Entries | undefined,
+	local: Local | undefined,
+	moving: ReadonlyMap<string, number>,
+): ServiceView[] {
+	return [...(mesh?.services.values() ?? [])]
+		.filter((s) => s.spec !== undefined)
+		.map((s) => {
+			const count = (state: MeshBackend['state']) => s.backends.filter((b) => b.state === state).length;
+			const refused = new Map(
+				(e?.services.get(s.name)?.refused ?? []).map((r) => [portKey(r.protocol, r.port), r.reason]),
+			);
+			const ports: ServiceView['ports'] = (s.spec?.ports ?? []).map((p) => {
+				const key = portKey(p.protocol, p.published);
+				const frontend = s.frontends.find((f) => f.published === p.published && f.protocol === p.protocol);
+				const reason = refused.get(key) ?? local?.facts.refusedPorts.get(key) ?? null;
+				const empty = frontend === undefined || frontend.members4.length + frontend.members6.length === 0;
+				const state = reason !== null ? 'refused' : !s.options.enable ? 'kernel' : empty ? 'empty' : 'serving';
+				return { ...p, state, reason };
+			});
+			return {
+				name: s.name,
+				ports,
+				options: formatOptions(s.options) as ServiceView['options'],
+				backends: {
+					total: s.backends.length,
+					active: count('active'),
+					draining: count('draining'),
+					down: count('down'),
+				},
+				slotsInTransition: moving.get(s.name) ?? 0,
+			};
+		});
+}
+
+export function backends(mesh: Mesh | undefined, e: Entries | undefined, local: Local | undefined): BackendView[] {
+	const out: BackendView[] = [];
+	for (const s of mesh?.services.values() ?? []) {
+		const rows = e?.services.get(s.name);
+		for (const b of s.backends) {
+			const here = b.node === mesh?.self;
+			const addresses = [b.address4, b.address6].filter((a): a is string => a !== undefined);
+			const endpoint = addresses.map((a) => local?.facts.endpoints.get(a)).find((x) => x !== undefined);
+			const problems = addresses.map((a) => local?.problems.get(a)).filter((p) => p !== undefined);
+			out.push({
+				id: b.id,
+				service: b.service,
+				node: b.node,
+				addresses,
+				target: b.target,
+				protocol: b.protocol,
+				weight: b.weight,
+				state: b.state,
+				local: here,
+				delivery: !here
+					? null
+					: addresses.length === 0
+						? 'process'
+						: endpoint === undefined
+							? null
+							: endpoint.delivery === 'peer'
+								? 'peer'
+								: 'neighbour',
+				interface: endpoint === undefined ? null : (local?.names.get(endpoint.ifindex) ?? null),
+				problem: here ? (problems[0] ?? rows?.undeliverable.get(b.key) ?? null) : null,
+			});
+		}
+	}
+	return out;
+}
+
+function nodeNames(e: Entries): Map<number, string> {
+	const byAddress = new Map([...e.mesh.nodes.values()].map((n) => [n.address, n.name]));
+	return new Map([...e.nodes].map(([index, row]) => [index, byAddress.get(row.vtep) ?? row.vtep]));
+}
+
+export function flows(found: { readonly flows: readonly FlowRow[]; readonly limited: boolean }, e: Entries): FlowsView {
+	const byIndex = backendsByIndex(e);
+	const names = nodeNames(e);
+	return {
+		limited: found.limited,
+		flows: found.flows.map((f) => {
+			const b = byIndex.get(f.ref & REF_INDEX_MASK);
+			return {
+				protocol: f.protocol,
+				client: f.client,
+				clientPort: f.clientPort,
+				frontend: f.frontend,
+				frontendPort: f.frontendPort,
+				service: b?.service ?? null,
+				backend: b?.id ?? null,
+				ingress: names.get(f.node) ?? null,
+				state: f.state,
+				idleMs: f.idleMs,
+			};
+		}),
+	};
+}
+
+/** A row as one line. */
+function line(row: unknown): string {
+	if (typeof row !== 'object' || row === null) return typeof row === 'number' ? `0x${row.toString(16)}` : String(row);
+	return Object.entries(row)
+		.map(
+			([k, v]) =>
+				`${k} ${Array.isArray(v) ? `[${v.map(line).join(', ')}]` : typeof v === 'object' && v !== null ? `{${line(v)}}` : v}`,
+		)
+		.join(' ');
+}
+
+function keyText(key: unknown): string {
+	return typeof key === 'object' && key !== null ? Object.values(key).join(' ') : String(key);
+}
+
+export function entries(store: MeshStore, limit: number): EntriesView {
+	const sizes = new Map(store.sizes().map((s) => [s.map, s]));
+	const maps: EntriesView['maps'] = [];
+	const add = (map: string, rows: Iterable<readonly [unknown, unknown]>) => {
+		const text: string[] = [];
+		let limited = false;
+		for (const [k, v] of rows) {
+			if (text.length === limit) {
+				limited = true;
+				break;
+			}
+			text.push(`${map === 'ports' ? portText(k as number) : keyText(k)}: ${line(v)}`);
+		}
+		const size = sizes.get(map);
+		maps.push({
+			map,
+			entries: size?.entries ?? text.length,
+			maxEntries: size?.maxEntries ?? text.length,
+			rows: text,
+			limited,
+		});
+	};
+	add('settings', [['0', store.settings.get()]]);
+	add('uplinks', store.uplinks.entries());
+	add('own_addresses', store.ownAddresses.entries());
+	add('ports', store.ports.entries());
+	add('exact_frontends', store.exactFrontends.entries());
+	add('frontends', store.frontends.entries());
+	add('backends', store.backends.entries());
+	add('local_backends', store.localBackends.entries());
+	add('nodes', store.nodes.entries());
+	add('vteps', store.vteps.entries());
+	add('allow', store.allow.entries());
+	add('deny', store.deny.entries());
+	add('tables', tables(store));
+	return { maps };
+}
+
+function portText(key: number): string {
+	return `${key >>> 16 === 1 ? 'udp' : 'tcp'}/${key & 0xffff}`;
+}
+
+function* tables(store: MeshStore): IterableIterator<[string, string]> {
+	for (const id of store.tables.ids()) {
+		const slots = store.tables.read(id);
+		if (slots === undefined) continue;
+		const by = new Map<number, number>();
+		let moving = 0;
+		for (const s of slots) {
+			if (s >>> 30 !== 0) moving++;
+			const index = s & REF_INDEX_MASK;
+			by.set(index, (by.get(index) ?? 0) + 1);
+		}
+		const shares = [...by].slice(0, 16).map(([index, n]) => `${index}×${n}`);
+		yield [
+			String(id),
+			`${slots.length} slots, ${moving} in transition: ${shares.join(' ')}${by.size > 16 ? ' …' : ''}`,
+		];
+	}
+}
+
+export function config(c: Config, local: Local | undefined, trace: boolean): ConfigView {
+	return {
+		node: { name: c.node.name, address: local?.facts.vtep ?? c.node.address ?? '' },
+		uplinks: local === undefined ? [...(c.uplinks ?? [])] : local.uplinks.map((u) => u.link.name),
+		membership: { source: c.membership.source, file: c.membership.source === 'file' ? c.membership.file : null },
+		http: {
+			listen: c.http.listen.map((l) => (l.host.includes(':') ? `[${l.host}]:${l.port}` : `${l.host}:${l.port}`)),
+			socket: c.http.socket,
+			tokenFile: c.http.tokenFile ?? null,
+		},
+		datapath: { ...c.datapath, staleAfter: formatDuration(c.datapath.staleAfter) },
+		pinRoot: c.pinRoot,
+		log: { level: c.log.level },
+		trace,
+	};
+}
+
+export function metricsSnapshot(
+	e: Entries,
+	mesh: Mesh,
+	local: Local | undefined,
+	counts: { readonly flows: ReadonlyMap<string, number>; readonly moving: ReadonlyMap<string, number> },
+): MetricsSnapshot {
+	const frontends: MetricsSnapshot['frontends'][number][] = [];
+	const rows: MetricsSnapshot['backends'][number][] = [];
+	for (const s of e.services.values()) {
+		for (const f of s.frontends) {
+			frontends.push({
+				index: f.index,
+				service: s.mesh.name,
+				protocol: f.row.proto === 17 ? 'udp' : 'tcp',
+				port: f.row.port,
+			});
+		}
+	}
+	for (const [index, b] of backendsByIndex(e)) {
+		rows.push({ index, id: b.id, service: b.service, node: b.node, state: b.state });
+	}
+	return {
+		frontends,
+		backends: rows,
+		slotsInTransition: counts.moving,
+		flows: counts.flows,
+		nodes: nodes(mesh, local)
+			.filter((n) => !n.self)
+			.map((n) => ({ name: n.name, reachable: n.reachable === true })),
+		refused: (local?.refusedPorts.length ?? 0) + (local?.refused.length ?? 0),
+	};
+}
+
+/** Seconds each program ran; undefined while kernel.bpf_stats_enabled is 0. */
+export function runSeconds(d: Datapath): { program: string; seconds: number }[] | undefined {
+	const rows = d.status().programs.flatMap((p) => {
+		const ns = d.program(p.name).info().runTimeNs;
+		return ns === 0n ? [] : [{ program: p.name, seconds: Number(ns) / 1e9 }];
+	});
+	return rows.length === 0 ? undefined : rows;
+}
+
+const PROTOCOLS: Readonly<Record<number, string>> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmp6' };
+
+export function verdictEvent(
+	event: Event,
+	e: Entries,
+	names: ReadonlyMap<number, string> | undefined,
+	nowNs: bigint,
+): VerdictEventBody {
+	const b = event.ref === 0 ? undefined : backendsByIndex(e).get(event.ref & REF_INDEX_MASK);
+	const at = (address: string, port: number) => (address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`);
+	return {
+		type: 'verdict',
+		at: new Date(Date.now() - Number((nowNs - event.time_ns) / 1_000_000n)).toISOString(),
+		program: PROGRAMS[event.program] ?? String(event.program),
+		verdict: VERDICTS[event.verdict] ?? String(event.verdict),
+		protocol: PROTOCOLS[event.proto] ?? String(event.proto),
+		source: at(event.src, event.sport),
+		destination: at(event.dst, event.dport),
+		interface: names?.get(event.ifindex) ?? String(event.ifindex),
+		bytes: event.len,
+		service: b?.service ?? null,
+		backend: b?.id ?? null,
+	};
+}

@@ -1,0 +1,98 @@
+/** beeline agent: runs in the foreground until a signal ends it. */
+import { createServer } from 'node:net';
+import { pino } from 'pino';
+import { startAgent } from '../agent/agent.js';
+import { loadConfig } from '../config.js';
+import { BeelineError, sentence } from '../errors.js';
+import { createApp } from '../http/app.js';
+import { tokenFile } from '../http/guard.js';
+import { listen } from '../http/listen.js';
+import { sources, version } from './places.js';
+
+/** SIGTERM of a drained node: within the grace of Docker's and systemd's stop. */
+const LEAVE_WITHIN_MS = 8_000;
+
+export function needRoot(verb: string): void {
+	if (process.geteuid?.() !== 0) {
+		throw new BeelineError(
+			'NO_ROOT',
+			`beeline ${verb} needs root (CAP_BPF, CAP_NET_ADMIN): run it with sudo or as a system service`,
+		);
+	}
+}
+
+/** Whether the TCP addresses are free, before anything of the node is touched. */
+async function tryListen(host: string, port: number): Promise<void> {
+	await new Promise<void>((resolve, reject) => {
+		const s = createServer();
+		s.once('error', (e: NodeJS.ErrnoException) =>
+			reject(
+				new BeelineError(
+					'LISTEN_FAILED',
+					e.code === 'EADDRINUSE'
+						? `listen on ${host}:${port}: the port is taken: set http.listen`
+						: `listen on ${host}:${port}: ${e.message}`,
+				),
+			),
+		);
+		s.listen({ host, port, exclusive: true }, () => s.close(() => resolve()));
+	});
+}
+
+/** @returns when the agent has ended. @throws BeelineError where it cannot start */
+export async function agent(o: { readonly config: string; readonly leaveWithinMs?: number }): Promise<void> {
+	const config = loadConfig(o.config);
+	needRoot('agent');
+	const log = pino({ level: config.log.level, base: { node: config.node.name } });
+	for (const l of config.http.listen) await tryListen(l.host, l.port);
+	const stopping = new AbortController();
+	let signals = 0;
+	const onSignal = (name: string) => {
+		signals++;
+		if (signals > 1) {
+			log.warn(`${name} again: leaving at once; traffic goes on`);
+			process.exit(0);
+		}
+		log.info(`${name}: leaving`);
+		stopping.abort();
+	};
+	process.on('SIGTERM', onSignal);
+	process.on('SIGINT', onSignal);
+
+	const ver = version();
+	const a = await startAgent({ config, version: ver, log, ...sources() });
+	const app = createApp({
+		api: a.api,
+		tokens: tokenFile(config.http.tokenFile),
+		metrics: () => a.metrics.scrape(),
+		version: ver,
+		onError: (err, path) => log.error({ err, path }, 'a request failed'),
+	});
+	let server: Awaited<ReturnType<typeof listen>>;
+	try {
+		server = await listen(
+			app,
+			config.http.socket,
+			config.http.listen.map((l) => (l.host.includes(':') ? `[${l.host}]:${l.port}` : `${l.host}:${l.port}`)),
+		);
+	} catch (e) {
+		await a.close();
+		throw new BeelineError('LISTEN_FAILED', sentence(e), { cause: e });
+	}
+	log.info({ addresses: server.addresses }, 'listening');
+	process.on('SIGHUP', () => a.reload('SIGHUP'));
+
+	if (!stopping.signal.aborted) {
+		// The listener keeps the process alive; nothing else has to.
+		await new Promise<void>((resolve) => stopping.signal.addEventListener('abort', () => resolve(), { once: true }));
+	}
+	await server.close();
+	if (a.leaving) {
+		log.info('this node is drained or removed: the datapath is taken down');
+		const left = await a.detach(o.leaveWithinMs ?? LEAVE_WITHIN_MS);
+		for (const l of left) log.error(l);
+	} else {
+		await a.close();
+		log.info('the datapath stays attached: traffic goes on');
+	}
+}

@@ -1,0 +1,121 @@
+/** Verbs that change something: drain, undrain, config set, service create|update|rm, node add|rm. */
+import { BeelineError } from '../errors.js';
+import type { BackendView, NodeView } from '../http/schemas.js';
+import type { Client } from './client.js';
+import { print } from './output.js';
+
+const at = (path: string, name: string, rest = '') => `${path}/${encodeURIComponent(name)}${rest}`;
+
+/**
+ * A backend by its id or address, or a node by name; what names several is refused.
+ * @throws BeelineError NOT_FOUND, AMBIGUOUS
+ */
+export async function drain(client: Client, name: string, verb: 'drain' | 'undrain'): Promise<void> {
+	const { nodes } = JSON.parse((await client.get('/v1/nodes')).body) as { nodes: NodeView[] };
+	const { backends } = JSON.parse((await client.get('/v1/backends')).body) as { backends: BackendView[] };
+	const found = [
+		...nodes
+			.filter((n) => n.name === name)
+			.map((n) => ({ path: at('/v1/nodes', n.name, `/${verb}`), what: `node ${n.name}` })),
+		...backends
+			.filter((b) => b.id === name || b.addresses.includes(name))
+			.map((b) => ({ path: at('/v1/backends', b.id, `/${verb}`), what: `backend ${b.id}` })),
+	];
+	if (found.length === 0)
+		throw new BeelineError('NOT_FOUND', `${name} is neither a node nor a backend: beeline backends lists ids`);
+	if (found.length > 1) {
+		throw new BeelineError('AMBIGUOUS', `${name} names ${found.map((f) => f.what).join(' and ')}: give the id`);
+	}
+	await client.send('POST', found[0]!.path);
+	print(`${found[0]!.what} ${verb}ed`);
+}
+
+/** Text of the command line → the value it means: numbers, true and false, lists by commas where the key is a list. */
+function parseValue(key: string, text: string): unknown {
+	if (/(^|\.)(addresses|allow|deny)$/.test(key)) return text === '' ? [] : text.split(',').map((s) => s.trim());
+	if (text === 'true' || text === 'false') return text === 'true';
+	return /^\d+$/.test(text) ? Number(text) : text;
+}
+
+export async function configSet(client: Client, key: string, text: string): Promise<void> {
+	const body: Record<string, unknown> = {};
+	const steps = key.split('.');
+	let to = body;
+	for (const s of steps.slice(0, -1)) {
+		const next = {};
+		to[s] = next;
+		to = next;
+	}
+	to[steps.at(-1)!] = parseValue(key, text);
+	await client.send('PATCH', '/v1/config', body);
+}
+
+function options(list: readonly string[]): Record<string, unknown> {
+	const out: Record<string, unknown> = {};
+	for (const o of list) {
+		const eq = o.indexOf('=');
+		if (eq < 1) throw new BeelineError('BAD_OPTION', `--option ${o}: expected NAME=VALUE`);
+		out[o.slice(0, eq)] = parseValue(o.slice(0, eq), o.slice(eq + 1));
+	}
+	return out;
+}
+
+export async function serviceUpdate(client: Client, name: string, list: readonly string[]): Promise<void> {
+	if (list.length === 0) throw new BeelineError('NO_OPTION', 'service update: give at least one --option NAME=VALUE');
+	await client.send('PATCH', at('/v1/services', name), { options: options(list) });
+	print(name);
+}
+
+/** `8080:80`, `8080:80/udp`, `published=8080,target=80,protocol=udp` (Docker's grammar). */
+export function parsePublish(text: string): { published: number; target: number; protocol: string } {
+	const short = /^(\d+):(\d+)(?:\/(\w+))?$/.exec(text);
+	if (short !== null) return { published: Number(short[1]), target: Number(short[2]), protocol: short[3] ?? 'tcp' };
+	const fields = new Map(text.split(',').map((f) => f.split('=', 2) as [string, string]));
+	const published = Number(fields.get('published'));
+	const target = Number(fields.get('target'));
+	if (!Number.isInteger(published) || !Number.isInteger(target)) {
+		throw new BeelineError('BAD_PUBLISH', `--publish ${text}: expected PUBLISHED:TARGET[/PROTOCOL]`);
+	}
+	return { published, target, protocol: fields.get('protocol') ?? 'tcp' };
+}
+
+/** `node1`, `node1=172.18.0.2`, `node1=172.18.0.2,fd00::2`, each with `*WEIGHT` behind it. */
+export function parseBackend(text: string): { node: string; addresses?: string[]; weight?: number } {
+	const m = /^([^=*]+)(?:=([^*]+))?(?:\*(\d+))?$/.exec(text);
+	if (m === null)
+		throw new BeelineError('BAD_BACKEND', `--backend ${text}: expected NODE[=ADDRESS[,ADDRESS]][*WEIGHT]`);
+	return {
+		node: m[1]!,
+		...(m[2] === undefined ? {} : { addresses: m[2].split(',') }),
+		...(m[3] === undefined ? {} : { weight: Number(m[3]) }),
+	};
+}
+
+export async function serviceCreate(
+	client: Client,
+	name: string,
+	o: { readonly publish: readonly string[]; readonly backend: readonly string[]; readonly option: readonly string[] },
+): Promise<void> {
+	await client.send('POST', '/v1/services', {
+		name,
+		ports: o.publish.map(parsePublish),
+		backends: o.backend.map(parseBackend),
+		...(o.option.length === 0 ? {} : { options: options(o.option) }),
+	});
+	print(name);
+}
+
+export async function serviceRemove(client: Client, name: string): Promise<void> {
+	await client.send('DELETE', at('/v1/services', name));
+	print(name);
+}
+
+export async function nodeAdd(client: Client, name: string, address: string): Promise<void> {
+	await client.send('POST', '/v1/nodes', { name, address });
+	print(name);
+}
+
+export async function nodeRemove(client: Client, name: string): Promise<void> {
+	await client.send('DELETE', at('/v1/nodes', name));
+	print(name);
+}
