@@ -1,5 +1,13 @@
 import { readFileSync } from 'node:fs';
-import { type BpfMap, MapOfMaps, type Mapping, RingBuffer, TypedMap, type Codec as WireCodec } from 'libbpf-ts';
+import {
+	type BpfMap,
+	MapOfMaps,
+	type Mapping,
+	NotSupportedError,
+	RingBuffer,
+	TypedMap,
+	type Codec as WireCodec,
+} from 'libbpf-ts';
 import type {
 	AclKey,
 	Counters,
@@ -130,12 +138,45 @@ const acl: WireCodec<AclKey> = (() => {
 	};
 })();
 
+/** Rows in one batch of writing. */
+const WRITE_CHUNK = 8192;
+
+/** Encodes and writes some rows at a time, so that 100 000 of them leave no garbage of their size. */
+function writeRows<K, V>(map: TypedMap<K, V>, rows: Iterable<readonly [K, V]>, check?: (key: K) => void): void {
+	const { raw, key, value } = map;
+	const room = Array.isArray(rows) ? Math.min(WRITE_CHUNK, Math.max(1, rows.length)) : WRITE_CHUNK;
+	const keys = new Uint8Array(new ArrayBuffer(room * key.size));
+	const values = new Uint8Array(new ArrayBuffer(room * value.size));
+	let n = 0;
+	const flush = () => {
+		if (n === 0) return;
+		try {
+			raw.updateBatch(keys, values, n);
+		} catch (e) {
+			if (!(e instanceof NotSupportedError)) throw e;
+			for (let i = 0; i < n; i++)
+				raw.update(
+					keys.subarray(i * key.size, (i + 1) * key.size),
+					values.subarray(i * value.size, (i + 1) * value.size),
+				);
+		}
+		n = 0;
+	};
+	for (const [k, v] of rows) {
+		check?.(k);
+		key.encode(k, keys, n * key.size);
+		value.encode(v, values, n * value.size);
+		if (++n === room) flush();
+	}
+	flush();
+}
+
 /** A hash or trie: rows as they are. */
 function hashStore<K, V>(map: TypedMap<K, V>): RowStore<K, V> {
 	return {
 		get: (key) => map.get(key),
 		entries: () => map.entries(CHUNK),
-		setMany: (rows) => void map.setMany(rows),
+		setMany: (rows) => writeRows(map, rows),
 		deleteMany: (keys) => void map.deleteMany(keys),
 	};
 }
@@ -236,10 +277,10 @@ class ArrayRows<V> implements RowStore<number, V> {
 	}
 
 	setMany(rows: Iterable<readonly [number, V]>): void {
-		const all = [...rows];
-		for (const [i] of all) this.check(i);
-		this.map.setMany(all);
-		for (const [i] of all) if (i >= this.top) this.top = i + 1;
+		writeRows(this.map, rows, (i) => {
+			this.check(i);
+			if (i >= this.top) this.top = i + 1;
+		});
 	}
 
 	deleteMany(keys: Iterable<number>): void {

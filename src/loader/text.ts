@@ -118,24 +118,29 @@ export function putIp(text: string, v: DataView, at: number): void {
 /** 16 bytes as text: IPv4-mapped as dotted, all else as RFC 5952; all zero is `::`. */
 export function getIp(v: DataView, at: number): string {
 	if (v.getUint32(at) === 0 && v.getUint32(at + 4) === 0 && v.getUint32(at + 8) === 0xffff) return getIp4(v, at + 12);
-	const w = Array.from({ length: 8 }, (_, i) => v.getUint16(at + i * 2));
+	// The longest run of two or more zero words, the first of equals, becomes `::`.
 	let best = -1;
 	let length = 1;
-	for (let i = 0; i < 8; i++) {
+	for (let i = 0; i < 8; ) {
 		let j = i;
-		while (j < 8 && w[j] === 0) j++;
+		while (j < 8 && v.getUint16(at + j * 2) === 0) j++;
 		if (j - i > length) {
 			best = i;
 			length = j - i;
 		}
-		if (j > i) i = j;
+		i = j + 1;
 	}
-	const hex = (from: number, to: number) =>
-		w
-			.slice(from, to)
-			.map((n) => n.toString(16))
-			.join(':');
-	return best < 0 ? hex(0, 8) : `${hex(0, best)}::${hex(best + length, 8)}`;
+	let text = '';
+	for (let i = 0; i < 8; i++) {
+		if (i === best) {
+			text += '::';
+			i += length - 1;
+			continue;
+		}
+		if (text !== '' && !text.endsWith(':')) text += ':';
+		text += v.getUint16(at + i * 2).toString(16);
+	}
+	return text;
 }
 
 /** One struct of mesh.h. Rows hold its fields under their C names, without padding. */

@@ -108,9 +108,7 @@ export async function loadableObjects(names: readonly string[], o: ObjectsOption
 	if (sourceDir === undefined)
 		throw new LoaderError('NO_OBJECT', 'load: neither a directory of sources nor one of precompiled objects was given');
 	try {
-		const out: Compiled[] = [];
-		for (const name of names) out.push(await compile(join(sourceDir, name.replace(/\.o$/, '.c')), options));
-		return out;
+		return await Promise.all(names.map((name) => compile(join(sourceDir, name.replace(/\.o$/, '.c')), options)));
 	} catch (e) {
 		if (e instanceof LoaderError && e.code === 'NO_COMPILER')
 			throw new LoaderError(
