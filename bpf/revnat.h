@@ -114,6 +114,8 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 	struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
 
 	if (likely(v && is_mine(v, p))) {
+		if (v->return_path != lb->return_path)
+			v->return_path = lb->return_path;	/* the service's option changed */
 		client_spoke(&k, v, p, node, false);
 		*port = p->sport;
 		return 0;
