@@ -88,6 +88,15 @@ export interface LocalFacts {
 	readonly refusedPorts: ReadonlyMap<number, string>;
 }
 
+/**
+ * The row of the node itself: where a reply to a client that is this node goes in, and the way out where the kernel
+ * does not forward.
+ */
+function ownWay(facts: LocalFacts): NextHop | undefined {
+	const u = facts.uplinks.find((u) => u.addresses.includes(facts.vtep)) ?? facts.uplinks[0];
+	return u && { ifindex: u.l3Ifindex, dmac: u.mac, smac: u.mac, mtu: u.mtu };
+}
+
 /** What beeline.yaml says of the datapath. */
 export interface DatapathOptions {
 	readonly vni: number;
@@ -428,7 +437,7 @@ export function entries(
 	for (const n of mesh.nodes.values()) {
 		const { index } = ids.nodes.acquire(n.address, nowMs);
 		const self = n.name === mesh.self;
-		const hop = self ? undefined : facts.nextHops.get(n.address);
+		const hop = self ? ownWay(facts) : facts.nextHops.get(n.address);
 		nodes.set(index, {
 			vtep: n.address,
 			ifindex: hop?.ifindex ?? 0,
