@@ -76,6 +76,13 @@ export interface Native {
 	mount(source: string, target: string, type: string, flags: number, data: Mem): number;
 	socket(domain: number, type: number, protocol: number): number;
 	getsockopt(fd: number, level: number, name: number, value: Mem, length: Mem): number;
+	setsockopt(fd: number, level: number, name: number, value: Mem, length: number): number;
+	bind(fd: number, address: Mem, length: number): number;
+	getsockname(fd: number, address: Mem, length: Mem): number;
+	sendmmsg(fd: number, messages: Mem, count: number, flags: number): number;
+	recvmmsg(fd: number, messages: Mem, count: number, flags: number, timeout: Mem): number;
+	recvmsg(fd: number, message: Mem, flags: number): number;
+	clockGettime(clock: number, time: Mem): number;
 	errno(): number;
 }
 
@@ -188,6 +195,13 @@ function load(): Native {
 		mount: c('mount', 'int mount(const char *s, const char *t, const char *ty, ulong f, void *d)'),
 		socket: c('socket', 'int socket(int d, int t, int p)'),
 		getsockopt: c('getsockopt', 'int getsockopt(int fd, int l, int n, void *v, void *len)'),
+		setsockopt: c('setsockopt', 'int setsockopt(int fd, int l, int n, void *v, uint32_t len)'),
+		bind: c('bind', 'int bind(int fd, void *a, uint32_t len)'),
+		getsockname: c('getsockname', 'int getsockname(int fd, void *a, void *len)'),
+		sendmmsg: c('sendmmsg', 'int sendmmsg(int fd, void *m, uint n, int f)'),
+		recvmmsg: c('recvmmsg', 'int recvmmsg(int fd, void *m, uint n, int f, void *t)'),
+		recvmsg: c('recvmsg', 'long recvmsg(int fd, void *m, int f)'),
+		clockGettime: c('clockGettime', 'int clock_gettime(int c, void *t)'),
 		errno: () => koffi.errno(),
 	};
 	// Process-global, and a callback would deadlock with Workers: logs come through per-program buffers instead.

@@ -2,6 +2,7 @@ export type { ClsactFilter, Dev, Direction, XdpMode } from './attach.js';
 export { ensureBpffs } from './bpffs.js';
 export { Btf, type BtfType, type StructField, type StructLayout, type Variable } from './btf.js';
 export { bytesCodec, type Codec, u32, u64 } from './codec.js';
+export { type Datagram, Datagrams, type SocketError } from './datagrams.js';
 export { BpfError, NotSupportedError, UsageError, VerifierError } from './errors.js';
 export { Link, type LinkInfo, type LinkKind } from './link.js';
 export {
