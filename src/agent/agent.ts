@@ -105,8 +105,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 	// What is wrong with the configuration is said before anything is compiled or loaded.
 	let onChange: (m: Membership) => void = () => undefined;
+	let onSame = (): void => undefined;
 	const source: Source = openSource(config, {
 		onChange: (m) => onChange(m),
+		onSame: () => onSame(),
 		onError: (e) => log.error(`${e.message} (the state before it is kept)`),
 	});
 	let membership: Membership = source.current();
@@ -510,6 +512,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			readAt = new Date();
 			log.info(`${source.place} is read: ${next.services.length} services, ${next.nodes.length} nodes`);
 			mark(`${source.name} changed`, false);
+		};
+		onSame = () => {
+			readAt = new Date();
+			mark(`${source.name} read again`, false);
 		};
 
 		// ---- verdicts ----

@@ -59,7 +59,7 @@ const bearer: Record<string, string[]>[] = [{}, { bearer: [] }];
 
 const named = z.object({ name: z.string().openapi({ param: { name: 'name', in: 'path' }, example: 'web' }) });
 const byId = z.object({
-	id: z.string().openapi({ param: { name: 'id', in: 'path' }, example: 'node2-172.18.0.2-80-tcp' }),
+	id: z.string().openapi({ param: { name: 'id', in: 'path' }, example: 'web~node2~172.18.0.2~80~tcp' }),
 });
 const limited = z.object({
 	limit: z.coerce.number().int().min(1).max(100_000).default(1000).openapi({ description: 'Rows at most' }),

@@ -338,7 +338,7 @@ export const Backend = z
 	})
 	.openapi('Backend', {
 		example: {
-			id: 'node2-172.18.0.2-80-tcp',
+			id: 'web~node2~172.18.0.2~80~tcp',
 			service: 'web',
 			node: 'node2',
 			addresses: ['172.18.0.2'],
@@ -356,7 +356,7 @@ export const Backends = z.object({ backends: z.array(Backend) }).openapi('Backen
 	example: {
 		backends: [
 			{
-				id: 'node2-172.18.0.2-80-tcp',
+				id: 'web~node2~172.18.0.2~80~tcp',
 				service: 'web',
 				node: 'node2',
 				addresses: ['172.18.0.2'],
@@ -394,7 +394,7 @@ export const Flow = z
 			frontend: '192.168.78.1',
 			frontendPort: 8080,
 			service: 'web',
-			backend: 'node2-172.18.0.2-80-tcp',
+			backend: 'web~node2~172.18.0.2~80~tcp',
 			ingress: 'node1',
 			state: 'established',
 			idleMs: 120,
@@ -415,7 +415,7 @@ export const Flows = z
 					frontend: '192.168.78.1',
 					frontendPort: 8080,
 					service: 'web',
-					backend: 'node2-172.18.0.2-80-tcp',
+					backend: 'web~node2~172.18.0.2~80~tcp',
 					ingress: 'node1',
 					state: 'established' as const,
 					idleMs: 120,
@@ -527,7 +527,7 @@ export const VerdictEvent = z
 			interface: 'eth0',
 			bytes: 74,
 			service: 'web',
-			backend: 'node2-172.18.0.2-80-tcp',
+			backend: 'web~node2~172.18.0.2~80~tcp',
 		},
 	});
 export const ReconcileEvent = z

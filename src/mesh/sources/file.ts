@@ -319,6 +319,8 @@ export interface FileSourceEvents {
 	readonly onChange: (membership: Membership, readAtMs: number) => void;
 	/** A reading was refused; the membership before it stays. */
 	readonly onError: (error: BeelineError) => void;
+	/** A reading was accepted and says what the one before it said. */
+	readonly onSame?: () => void;
 }
 
 /** Between the last event and the reading: lets a writer of several write(2) calls finish. */
@@ -352,6 +354,7 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 			if (now.text === text) {
 				// As it was accepted before; if something else was refused meanwhile, that is over.
 				error = undefined;
+				events.onSame?.();
 				return;
 			}
 			const next = shareMembership(membership, parseMembership(file, now.text));
