@@ -118,18 +118,21 @@ INLINE bool by_tunnel(const struct revnat *v, const struct node *n)
 	return v->return_path == RETURN_TUNNEL;
 }
 
-/* Which flow a packet answers; an ICMP error is rewritten at once. */
+/* What find() says of a packet that answers a flow: no verdict has this number, and PASS_NOT_OURS is 0. */
+#define FOUND (-1)
+
+/* Which flow a packet answers: FOUND, or the verdict; an ICMP error is rewritten at once. */
 INLINE int find(struct __sk_buff *skb, const struct packet *p, struct revnat *v)
 {
 	if (unlikely(p->fragment == LATER_FRAGMENT))
-		return find_reply_fragment(p, v) ? PASS_NOT_OURS : 0;
+		return find_reply_fragment(p, v) ? PASS_NOT_OURS : FOUND;
 	if (unlikely(is_icmp(p)))
-		return is_icmp_error(p) && !rewrite_reply_error(skb, p, v) ? 0 : PASS_NOT_OURS;
+		return is_icmp_error(p) && !rewrite_reply_error(skb, p, v) ? FOUND : PASS_NOT_OURS;
 	if (find_reply(p, v))
 		return PASS_NO_REVNAT;
 	if (unlikely(p->fragment == FIRST_FRAGMENT))
 		remember_reply_fragment(p, v);
-	return 0;
+	return FOUND;
 }
 
 /*
@@ -149,10 +152,10 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 		skb->mark = 0;
 
 	bool error = is_icmp(p);
-	int unknown = find(skb, p, v);
+	int found = find(skb, p, v);
 
-	if (unknown)
-		return unknown;
+	if (found != FOUND)
+		return found;
 	p->ref = v->ref;
 
 	__u32 node = v->node;
@@ -178,8 +181,7 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 			bpf_clone_redirect(skb, skb->ifindex, own ? 0 : BPF_F_INGRESS);
 			skb->mark = 0;
 			/* On egress the clone ran through here meanwhile, and used the scratch row. */
-			unknown = find(skb, p, v);
-			if (unknown)
+			if (find(skb, p, v) != FOUND)
 				return DROP_TOO_BIG;
 		}
 	}
