@@ -1,0 +1,1 @@
+export async function controlBench(_runs: number): Promise<void> {}

@@ -1,0 +1,1 @@
+export async function liveBench(_runs: number): Promise<void> {}
