@@ -65,7 +65,7 @@ const RESOURCES: [string, z.ZodType][] = [
 	['/v1/services', s.Services],
 	['/v1/services/web', s.Service],
 	['/v1/backends', s.Backends],
-	['/v1/backends/node1-process-80-tcp', s.Backend],
+	['/v1/backends/web~node1~process~80~tcp', s.Backend],
 	['/v1/flows', s.Flows],
 	['/v1/entries', s.Entries],
 	['/v1/config', s.Config],
@@ -208,9 +208,9 @@ test('changes: options, configuration, create, remove, drain', async () => {
 		409,
 		'REFUSED',
 	);
-	res = await ask(UNIX, 'POST', '/v1/backends/node1-process-80-tcp/drain');
+	res = await ask(UNIX, 'POST', '/v1/backends/web~node1~process~80~tcp/drain');
 	assert.is(s.Backend.parse(await res.json()).state, 'draining');
-	res = await ask(UNIX, 'POST', '/v1/backends/node1-process-80-tcp/undrain');
+	res = await ask(UNIX, 'POST', '/v1/backends/web~node1~process~80~tcp/undrain');
 	assert.is(s.Backend.parse(await res.json()).state, 'active');
 	res = await ask(UNIX, 'POST', '/v1/nodes/node2/drain');
 	assert.is(s.Node.parse(await res.json()).state, 'drained');

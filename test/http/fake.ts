@@ -37,7 +37,7 @@ export function fakeAgent(): FakeAgent {
 	];
 	const backends: BackendView[] = [
 		{
-			id: 'node1-process-80-tcp',
+			id: 'web~node1~process~80~tcp',
 			service: 'web',
 			node: 'node1',
 			addresses: [],
@@ -51,7 +51,7 @@ export function fakeAgent(): FakeAgent {
 			problem: null,
 		},
 		{
-			id: 'node2-172.18.0.2-80-tcp',
+			id: 'web~node2~172.18.0.2~80~tcp',
 			service: 'web',
 			node: 'node2',
 			addresses: ['172.18.0.2', 'fd00::2'],

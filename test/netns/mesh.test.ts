@@ -83,6 +83,18 @@ scenario(
 					}
 		});
 
+		test('slots of backends with equal weight differ by one at most, in every table of every node', ({ net, mesh }) => {
+			for (const node of net.nodes) {
+				const tables = mesh.agent(node).slots();
+				assert.is.not(tables.length, 0, node);
+				for (const { table, counts } of tables) {
+					const slots = [...counts.values()];
+					assert.ok([2, 5].includes(slots.length), `${node}, table ${table}: ${slots.length} backends`);
+					assert.ok(Math.max(...slots) - Math.min(...slots) <= 1, `${node}, table ${table}: ${slots.join(' ')}`);
+				}
+			}
+		});
+
 		for (const family of [4, 6] as const)
 			test(`10 000 connections over three nodes to five backends, IPv${family}: none fails, all see the client, spread is even`, async ({
 				net,

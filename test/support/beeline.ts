@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import type { BackendView, EntriesView, NodeView, ServiceView, StatusView } from '../../src/http/schemas.js';
-import { mountBpffs, type Result, type Running, type Topology } from './netns.js';
+import { mountBpffs, type Result, type Running, run, type Topology } from './netns.js';
 import { root } from './tools.js';
 import { waitFor } from './wait.js';
 
@@ -33,8 +33,8 @@ export interface Answer {
 
 type Overrides = Readonly<Record<string, unknown>>;
 
-/** The command as a user runs it. */
-export const beeline = join(root, 'bin/beeline');
+/** The command as a user runs it; BEELINE_COMMAND tests one that is installed elsewhere. */
+export const beeline = process.env.BEELINE_COMMAND ?? join(root, 'bin/beeline');
 
 /** A task of the topology as a backend, with both its addresses. */
 export function taskBackend(net: Topology, task: string, more: Partial<BackendDocument> = {}): BackendDocument {
@@ -92,7 +92,9 @@ export class Agent {
 	/** Starts the process and returns at once. `command`: another checkout's bin/beeline. */
 	launch(command = beeline): Running {
 		mountBpffs();
-		const running = this.net.spawn(this.node, [command, 'agent', '--config', this.configFile]);
+		const running = this.net.spawn(this.node, [command, 'agent', '--config', this.configFile], {
+			env: { BEELINE_NO_BUILD: '1' },
+		});
 		this.running = running;
 		void running.ended.then(
 			(result) => {
@@ -141,7 +143,7 @@ export class Agent {
 	/** A client verb, spoken to this agent; `local` verbs need none. */
 	async cli(args: readonly string[], options: { local?: boolean; mayFail?: boolean } = {}): Promise<Result> {
 		return this.net.execAsync(this.node, [beeline, ...args], {
-			...(options.local ? {} : { env: { BEELINE_AGENT: `unix:${this.socket}` } }),
+			env: { BEELINE_NO_BUILD: '1', ...(options.local ? {} : { BEELINE_AGENT: `unix:${this.socket}` }) },
 			mayFail: options.mayFail ?? false,
 			timeoutMs: 90_000,
 		});
@@ -205,6 +207,32 @@ export class Agent {
 
 	entries(limit = 100_000): Promise<EntriesView> {
 		return this.get(`/v1/entries?limit=${limit}`);
+	}
+
+	/**
+	 * Slots of each backend in each table of the node, read from the pinned maps by another program than ours (bpftool).
+	 * Key: the backend's reference (bpf/mesh.h).
+	 */
+	slots(): { readonly table: number; readonly counts: ReadonlyMap<number, number> }[] {
+		const dump = (...map: string[]) =>
+			JSON.parse(run('bpftool', ['-j', 'map', 'dump', ...map]).stdout) as {
+				key: string[];
+				value?: string[];
+				inner_map_id?: string[];
+			}[];
+		const number = (bytes: readonly string[]) => bytes.reduceRight((total, byte) => total * 256 + Number(byte), 0);
+		const out = [];
+		for (const { key, inner_map_id, value } of dump('pinned', join(this.net.pinRoot(this.node), 'maps', 'tables'))) {
+			const id = inner_map_id ?? value;
+			if (!Array.isArray(id)) continue;
+			const counts = new Map<number, number>();
+			for (const row of dump('id', `${number(id)}`)) {
+				const reference = number(row.value ?? []) % 2 ** 30;
+				counts.set(reference, (counts.get(reference) ?? 0) + 1);
+			}
+			out.push({ table: number(key), counts });
+		}
+		return out;
 	}
 
 	/** Packets by `program verdict`, from /metrics. */
