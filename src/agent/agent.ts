@@ -582,6 +582,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			patchService: (name, patch) => change(`options of ${name}`, () => source.patchService(name, patch)),
 			createService: (service) => change(`create ${service.name}`, () => source.createService(service)),
 			removeService: (name) => change(`remove ${name}`, () => source.removeService(name)),
+			addNode: (node) => change(`add ${node.name}`, () => source.addNode(node)),
+			removeNode: (name) => change(`remove ${name}`, () => source.removeNode(name)),
 			async patchConfig(patch) {
 				const values: Record<string, unknown> = {};
 				if (patch.datapath?.returnPath !== undefined) values['datapath.returnPath'] = patch.datapath.returnPath;

@@ -8,6 +8,7 @@ import type {
 	ConfigView,
 	EntriesView,
 	FlowsView,
+	NodeCreateBody,
 	NodeView,
 	ReconcileEventBody,
 	ServiceCreateBody,
@@ -41,6 +42,8 @@ export interface AgentApi {
 	patchService(name: string, options: ServiceOptionsPatchBody): Promise<void>;
 	createService(service: ServiceCreateBody): Promise<void>;
 	removeService(name: string): Promise<void>;
+	addNode(node: NodeCreateBody): Promise<void>;
+	removeNode(name: string): Promise<void>;
 	patchConfig(patch: ConfigPatchBody): Promise<void>;
 
 	/**

@@ -252,6 +252,46 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 	app.openapi(
 		know(
 			createRoute({
+				method: 'post',
+				path: '/v1/nodes',
+				summary: 'Add a node to this agent’s mesh file (file source)',
+				security: bearer,
+				request: { body: json(s.NodeCreate) },
+				responses: {
+					201: { description: 'Added', content: { 'application/json': { schema: s.Node } } },
+					...bodied,
+				},
+			}),
+		),
+		async (c) => {
+			const body = c.req.valid('json');
+			await api.addNode(body);
+			c.header('location', `/v1/nodes/${encodeURIComponent(body.name)}`);
+			return c.json(tagged(c, node(body.name)), 201);
+		},
+	);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'delete',
+				path: '/v1/nodes/{name}',
+				summary: 'Remove a node from this agent’s mesh file (file source)',
+				security: bearer,
+				request: { params: named, headers: ifMatch },
+				responses: { 204: { description: 'Removed' }, ...changing },
+			}),
+		),
+		async (c) => {
+			const { name } = c.req.valid('param');
+			checkIfMatch(c, node(name));
+			await api.removeNode(name);
+			return c.body(null, 204);
+		},
+	);
+
+	app.openapi(
+		know(
+			createRoute({
 				method: 'get',
 				path: '/v1/services',
 				summary: 'Services and their published ports',

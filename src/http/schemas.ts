@@ -170,6 +170,16 @@ export const Node = z
 			backends: 3,
 		},
 	});
+export const NodeCreate = z
+	.strictObject({
+		name: z
+			.string()
+			.min(1)
+			.max(128)
+			.regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'expected letters, digits, _ . or -, beginning with a letter or digit'),
+		address: z.ipv4('expected an IPv4 address'),
+	})
+	.openapi('NodeCreate', { example: { name: 'node4', address: '192.168.78.4' } });
 export const Nodes = z.object({ nodes: z.array(Node) }).openapi('Nodes', {
 	example: {
 		nodes: [
@@ -555,6 +565,7 @@ export type RefusalView = z.infer<typeof Refusal>;
 export type UplinkView = z.infer<typeof Uplink>;
 export type StatusView = z.infer<typeof Status>;
 export type NodeView = z.infer<typeof Node>;
+export type NodeCreateBody = z.infer<typeof NodeCreate>;
 export type ServiceView = z.infer<typeof Service>;
 export type BackendView = z.infer<typeof Backend>;
 export type FlowView = z.infer<typeof Flow>;

@@ -214,6 +214,10 @@ test('changes: options, configuration, create, remove, drain', async () => {
 	assert.is(s.Backend.parse(await res.json()).state, 'active');
 	res = await ask(UNIX, 'POST', '/v1/nodes/node2/drain');
 	assert.is(s.Node.parse(await res.json()).state, 'drained');
+	res = await ask(UNIX, 'POST', '/v1/nodes', { name: 'node3', address: '192.168.78.3' });
+	assert.is(res.status, 201);
+	assert.is((await ask(UNIX, 'DELETE', '/v1/nodes/node3')).status, 204);
+	await isProblem(await ask(UNIX, 'POST', '/v1/nodes', { name: 'x', address: 'fd00::1' }), 422, 'INVALID', 'address');
 });
 
 test('entity tags: 304 for what is known, 412 for a stale change, and a changed resource has another', async () => {

@@ -206,6 +206,15 @@ export function fakeAgent(): FakeAgent {
 		async removeService(name) {
 			services = services.filter((s) => s.name !== name);
 		},
+		async addNode(node) {
+			nodes.push({ ...nodes[1]!, ...node, backends: 0 });
+		},
+		async removeNode(name) {
+			nodes.splice(
+				nodes.findIndex((n) => n.name === name),
+				1,
+			);
+		},
 		async patchConfig(patch) {
 			config = { ...config, ...patch, datapath: { ...config.datapath, ...patch.datapath } };
 		},
