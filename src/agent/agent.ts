@@ -32,6 +32,7 @@ import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel } from './monitor.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
+import { Peers } from './peers.js';
 import { reservePorts } from './ports.js';
 import { openSource, type Source } from './source.js';
 import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
@@ -71,6 +72,10 @@ const SETTLE_MS = 5000;
 const FULL_MS = 30_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
 const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
+/** On a node's first start all may be starting: one that was never heard is not down before. */
+const PEERS_START_MS = 5000;
+/** A restarted agent first asks who is down, or it would give the dead their flows back for a moment. */
+const PEERS_SETTLE_MS = 800;
 
 /** Where cgroup2 is mounted; undefined: nowhere. */
 export function cgroupRoot(mounts = readFileSync('/proc/mounts', 'utf8')): string | undefined {
@@ -163,6 +168,16 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			d.close();
 			throw e;
 		}
+		const peers = new Peers({
+			graceMs: fresh ? PEERS_START_MS : 0,
+			onChange: ({ down, up, dsr }) => {
+				for (const n of down) log.warn(`${n} does not answer probes: its backends get no packets until it does`);
+				for (const n of up) log.info(`${n} answers probes again`);
+				if (down.length + up.length > 0) mark('another node’s health', false);
+				if (dsr) mark('direct return', true);
+			},
+			onError: (e) => log.error(e.message),
+		});
 		const oldMark = d.store.settings.get().mark;
 		const locals = createLocal({
 			run,
@@ -171,7 +186,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			served: servedPorts(d),
 			kernelPorts: state.kernelPorts,
 			neighbours: state.neighbours,
-			dsrProven: () => new Set<string>(),
+			dsrProven: () => peers.dsrProven(),
 		});
 
 		// ---- state of the loop ----
@@ -241,7 +256,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					}
 					flowsAt = Date.now();
 				}
-				return views.metricsSnapshot(now, mesh, local, { flows: flowsBy, moving: movingBy() });
+				return views.metricsSnapshot(now, mesh, local, peers.views(), { flows: flowsBy, moving: movingBy() });
 			},
 		});
 
@@ -296,6 +311,14 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			if (JSON.stringify(next) === JSON.stringify(state)) return;
 			state = next;
 			writeState(stateFile, state);
+		}
+
+		function updatePeers(nodes: Iterable<{ name: string; address: string }>, digest: bigint): void {
+			const vtep = membership.nodes.find((n) => n.name === config.node.name)?.address;
+			if (vtep === undefined) return;
+			const { vni, vxlanPort, returnPath } = config.datapath;
+			const wantsDsr = returnPath === 'auto' && membership.services.some((s) => s.options.returnPath === 'auto');
+			peers.update({ self: config.node.name, vtep, vni, vxlanPort, nodes, digest, wantsDsr });
 		}
 
 		function attachEndpoints(wanted: ReadonlySet<number>): void {
@@ -387,6 +410,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			let changes = 0;
 			let wakeAt: number | undefined;
 			try {
+				health = { ...health, downNodes: peers.downNodes };
 				const nextMesh = plan({
 					membership,
 					self: config.node.name,
@@ -419,6 +443,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				saveState({ ...state, reservedPorts: [...reserved] });
 
 				mesh = nextMesh;
+				updatePeers(mesh.nodes.values(), mesh.digest);
 				let e = entries(mesh, l.facts, options(), ids, nowMs(), now);
 				const down = new Set(undeliverable(e).keys());
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
@@ -565,10 +590,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					mesh,
 					local,
 					attached,
+					differing: peers.differing(),
 					moving: now === undefined || closed ? new Map() : movingBy(),
 					warnings: [...warnings.values(), ...(local?.warnings ?? []), ...attachErrors.values()],
 				}),
-			nodes: () => views.nodes(mesh, local),
+			nodes: () => views.nodes(mesh, local, peers.views()),
 			services: () => views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy()),
 			backends: () => views.backends(mesh, now, local),
 			flows: (limit) =>
@@ -658,6 +684,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearInterval(heartbeat);
 			clearInterval(settle);
 			source.close();
+			peers.stop();
 			monitor.close();
 			stopVerdicts?.();
 		}
@@ -706,6 +733,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				return left;
 			},
 		};
+
+		updatePeers(membership.nodes, 0n);
+		peers.start();
+		if (!fresh) {
+			const end = performance.now() + PEERS_SETTLE_MS;
+			while (!peers.settled && performance.now() < end) await new Promise((r) => setTimeout(r, 20));
+		}
 
 		// The first run decides: a node that cannot start says so and leaves things as they were.
 		await loop();

@@ -20,6 +20,7 @@ import { formatOptions } from '../mesh/sources/file.js';
 import type { FlowRow, MeshStore } from '../mesh/store.js';
 import type { MetricsSnapshot } from '../metrics/registry.js';
 import type { Local } from './local.js';
+import type { PeerView } from './peers.js';
 
 /** What local facts are read for: where it is the same, they need not be read again. */
 export function localSignature(mesh: Mesh | undefined): string {
@@ -71,6 +72,8 @@ export interface StatusInput {
 	readonly mesh: Mesh | undefined;
 	readonly local: Local | undefined;
 	readonly attached: ReadonlyMap<number, { readonly mode: 'native' | 'generic' }>;
+	/** Nodes whose tables differ from this one's. */
+	readonly differing: readonly string[];
 	readonly moving: ReadonlyMap<string, number>;
 	readonly warnings: readonly string[];
 }
@@ -112,7 +115,7 @@ export function status(i: StatusInput): StatusView {
 			slotsInTransition: [...i.moving.values()].reduce((a, b) => a + b, 0),
 		},
 		digest: digestText(mesh?.digest ?? 0n),
-		differing: [],
+		differing: [...i.differing],
 		refused: [
 			...(local?.refusedPorts ?? []).map((r) => ({ what: r.key, service: r.service, reason: r.reason })),
 			...(local?.refused ?? []).map((r) => ({ what: r.name, reason: r.reason })),
@@ -121,7 +124,11 @@ export function status(i: StatusInput): StatusView {
 	};
 }
 
-export function nodes(mesh: Mesh | undefined, local: Local | undefined): NodeView[] {
+export function nodes(
+	mesh: Mesh | undefined,
+	local: Local | undefined,
+	peers: ReadonlyMap<string, PeerView>,
+): NodeView[] {
 	if (mesh === undefined) return [];
 	const count = new Map<string, number>();
 	for (const s of mesh.services.values()) for (const b of s.backends) count.set(b.node, (count.get(b.node) ?? 0) + 1);
@@ -135,7 +142,8 @@ export function nodes(mesh: Mesh | undefined, local: Local | undefined): NodeVie
 				address: n.address,
 				self,
 				state: n.drained ? ('drained' as const) : ('active' as const),
-				reachable: self || local === undefined ? null : way?.mac !== undefined && !mesh.health.downNodes.has(n.name),
+				reachable:
+					self || local === undefined ? null : way?.mac !== undefined && peers.get(n.name)?.reachable !== false,
 				nextHop:
 					way === undefined
 						? null
@@ -343,6 +351,7 @@ export function metricsSnapshot(
 	e: Entries,
 	mesh: Mesh,
 	local: Local | undefined,
+	peers: ReadonlyMap<string, PeerView>,
 	counts: { readonly flows: ReadonlyMap<string, number>; readonly moving: ReadonlyMap<string, number> },
 ): MetricsSnapshot {
 	const frontends: MetricsSnapshot['frontends'][number][] = [];
@@ -365,7 +374,7 @@ export function metricsSnapshot(
 		backends: rows,
 		slotsInTransition: counts.moving,
 		flows: counts.flows,
-		nodes: nodes(mesh, local)
+		nodes: nodes(mesh, local, peers)
 			.filter((n) => !n.self)
 			.map((n) => ({ name: n.name, reachable: n.reachable === true })),
 		refused: (local?.refusedPorts.length ?? 0) + (local?.refused.length ?? 0),
