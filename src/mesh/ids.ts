@@ -45,7 +45,7 @@ interface Freed {
  */
 export function createIndexPool(what: string, limit: number, graceMs: number, generations: boolean): IndexPool {
 	const used = new Map<string, Index>();
-	const taken = new Set<number>();
+	const taken = new Uint8Array(limit);
 	/** Oldest first. */
 	let freed: Freed[] = [];
 	let head = 0;
@@ -65,7 +65,7 @@ export function createIndexPool(what: string, limit: number, graceMs: number, ge
 			const old = used.get(key);
 			if (old) return old;
 			// Never-used indexes first: the longer a freed one rests, the less can still hold it.
-			while (next < limit && taken.has(next)) next++;
+			while (next < limit && taken[next] === 1) next++;
 			let id: Index;
 			if (next < limit) id = { index: next++, generation: generations ? 1 : 0 };
 			else {
@@ -79,7 +79,7 @@ export function createIndexPool(what: string, limit: number, graceMs: number, ge
 				compact();
 				id = { index: first.index, generation: generations ? (first.generation % 255) + 1 : 0 };
 			}
-			taken.add(id.index);
+			taken[id.index] = 1;
 			used.set(key, id);
 			return id;
 		},
@@ -91,10 +91,10 @@ export function createIndexPool(what: string, limit: number, graceMs: number, ge
 		},
 		restore(key, index, generation) {
 			used.set(key, { index, generation });
-			taken.add(index);
+			taken[index] = 1;
 		},
 		restoreFreed(index, generation, nowMs) {
-			taken.add(index);
+			taken[index] = 1;
 			freed.push({ index, generation, atMs: nowMs });
 		},
 		rename(from, to) {
@@ -107,7 +107,7 @@ export function createIndexPool(what: string, limit: number, graceMs: number, ge
 			const out: number[] = [];
 			while (head < freed.length && nowMs - freed[head].atMs >= afterMs) {
 				const { index } = freed[head++];
-				taken.delete(index);
+				taken[index] = 0;
 				if (index < next) next = index;
 				out.push(index);
 			}

@@ -11,6 +11,7 @@ import type {
 	Protocol,
 	ServiceOptions,
 	ServiceSpec,
+	Task,
 } from './types.js';
 
 /** One item per service, (node, task or address), target port and protocol; both families together. */
@@ -29,8 +30,8 @@ export interface MeshBackend {
 	readonly service: string;
 	readonly node: string;
 	/** Neither: a process on the node itself, in both families. */
-	readonly address4?: string;
-	readonly address6?: string;
+	readonly address4: string | undefined;
+	readonly address6: string | undefined;
 	readonly target: number;
 	readonly protocol: Protocol;
 	readonly weight: number;
@@ -40,7 +41,7 @@ export interface MeshBackend {
 	/** Drained, and its drainTimeout is over: it has no row and no flow. */
 	readonly gone: boolean;
 	/** When it began to drain, ms. */
-	readonly drainingSinceMs?: number;
+	readonly drainingSinceMs: number | undefined;
 }
 
 /** A backend's place in a table. */
@@ -154,24 +155,24 @@ interface Draft {
 }
 
 /** Who may be in a table. The first of these groups that has anyone: serving, of weight 0, draining, down. */
-function membersOf(drafts: readonly MeshBackend[], f: Family, preferred: string | undefined): Member[] {
-	const here = drafts.filter((b) => family(b, f) && !b.gone);
-	const weighed = here.filter((b) => b.state !== 'draining' && b.weight > 0);
-	let living = weighed.filter((b) => b.state === 'active');
-	if (living.length > 0) {
-		let all = weighed;
-		if (preferred !== undefined && living.some((b) => b.node === preferred)) {
-			all = weighed.filter((b) => b.node === preferred);
-			living = all;
-		}
-		return all.map((b) => ({ backend: b, weight: b.weight, down: b.state === 'down' }));
+function membersOf(
+	backends: readonly MeshBackend[],
+	target: number,
+	protocol: Protocol,
+	f: Family,
+	preferred: string | undefined,
+): Member[] {
+	const here = backends.filter((b) => b.target === target && b.protocol === protocol && family(b, f) && !b.gone);
+	let weighed = here.filter((b) => b.state !== 'draining' && b.weight > 0);
+	if (weighed.some((b) => b.state === 'active')) {
+		if (preferred !== undefined && weighed.some((b) => b.state === 'active' && b.node === preferred))
+			weighed = weighed.filter((b) => b.node === preferred);
+		return weighed.map((b) => ({ backend: b, weight: b.weight, down: b.state === 'down' }));
 	}
-	for (const group of [
-		here.filter((b) => b.state === 'active'),
-		here.filter((b) => b.state === 'draining'),
-		here.filter((b) => b.state === 'down'),
-	])
+	for (const state of ['active', 'draining', 'down'] as const) {
+		const group = here.filter((b) => b.state === state);
 		if (group.length > 0) return group.map((b) => ({ backend: b, weight: Math.max(1, b.weight), down: false }));
+	}
 	return [];
 }
 
@@ -218,22 +219,36 @@ function planService(
 	const seen = new Set<string>();
 	const add = (
 		key: string,
-		b: Omit<MeshBackend, 'id' | 'key' | 'mac' | 'hash' | 'offset' | 'skip' | 'gone' | 'drainingSinceMs'>,
+		was: MeshBackend | undefined,
+		t: Pick<Task, 'node' | 'address4' | 'address6' | 'weight'>,
+		target: number,
+		protocol: Protocol,
+		state: BackendState,
+		leaving: boolean,
 		unwell: boolean,
 	) => {
-		const was = before.get(key);
-		const own = was ? { hash: was.hash, offset: was.offset, skip: was.skip } : hashesOf(key);
-		const drainingSinceMs = b.state === 'draining' ? (was?.drainingSinceMs ?? nowMs) : undefined;
-		const next: MeshBackend = {
-			...b,
+		const own = was ?? hashesOf(key);
+		// Every field in one literal: 100 000 of these have one shape, which is most of what makes plan() fast.
+		const backend: MeshBackend = {
 			id: was?.id ?? idOf(key),
 			key,
 			mac: c.macs.get(key) ?? (was && was.hash === hash40Of(was.mac) ? was.mac : macOf(own.hash)),
-			...own,
+			hash: own.hash,
+			offset: own.offset,
+			skip: own.skip,
+			service: name,
+			node: t.node,
+			address4: t.address4,
+			address6: t.address6,
+			target,
+			protocol,
+			weight: t.weight,
+			state,
+			leaving,
 			gone: false,
-			...(drainingSinceMs === undefined ? {} : { drainingSinceMs }),
+			drainingSinceMs: state === 'draining' ? (was?.drainingSinceMs ?? nowMs) : undefined,
 		};
-		drafts.push({ backend: next, unwell });
+		drafts.push({ backend, unwell });
 	};
 	for (const { target, protocol } of spec?.ports ?? [])
 		for (const t of spec?.tasks ?? []) {
@@ -245,63 +260,55 @@ function planService(
 			const down = t.state === 'down';
 			const drains = t.state === 'draining' || node.drained || !serves;
 			const unwell = (t.node !== self && health.downNodes.has(t.node)) || health.downBackends.has(key);
-			add(
-				key,
-				{
-					service: name,
-					node: t.node,
-					...(t.address4 === undefined ? {} : { address4: t.address4 }),
-					...(t.address6 === undefined ? {} : { address6: t.address6 }),
-					target,
-					protocol,
-					weight: t.weight,
-					state: down ? 'down' : drains ? 'draining' : 'active',
-					leaving: false,
-				},
-				unwell && !down,
-			);
+			const state = down ? 'down' : drains ? 'draining' : 'active';
+			add(key, before.get(key), t, target, protocol, state, false, unwell && !down);
 		}
-	for (const b of before.values())
-		if (!seen.has(b.key) && !b.gone)
-			add(b.key, { ...b, state: 'draining', leaving: true }, b.node !== self && health.downNodes.has(b.node));
+	if (old?.spec !== undefined || spec === undefined) {
+		// One that its source called down has no flow to wait for. One that only we cannot reach may have.
+		const dead = new Set<string>();
+		for (const t of old?.spec?.tasks ?? [])
+			if (t.state === 'down')
+				for (const p of old?.spec?.ports ?? []) dead.add(backendKey(name, t, p.target, p.protocol));
+		for (const b of before.values())
+			if (!seen.has(b.key) && !b.gone && !dead.has(b.key))
+				add(b.key, b, b, b.target, b.protocol, 'draining', true, b.node !== self && health.downNodes.has(b.node));
+	}
 
 	// A false alarm about every backend must not take a service down: what all seem to have, none has.
 	for (const f of [4, 6] as const) {
 		const candidates = drafts.filter((d) => d.backend.state === 'active' && family(d.backend, f));
 		if (candidates.length > 0 && candidates.every((d) => d.unwell)) for (const d of candidates) d.unwell = false;
 	}
-	let backends = drafts
-		.map(({ backend, unwell }) => (unwell ? { ...backend, state: 'down' as const } : backend))
-		.sort((a, b) => compare(a.key, b.key));
+	let backends: MeshBackend[] = drafts.map(({ backend, unwell }) => (unwell ? { ...backend, state: 'down' } : backend));
+	backends.sort((a, b) => compare(a.key, b.key));
 
-	// Drained ones go when their time is over, unless a table has nobody else.
 	const tableOf = (list: readonly MeshBackend[], target: number, protocol: Protocol, f: Family) =>
-		membersOf(
-			list.filter((b) => b.target === target && b.protocol === protocol),
-			f,
-			options.prefer === 'local' ? self : undefined,
-		);
-	const inUse = new Set<string>();
-	if (serves)
-		for (const p of spec?.ports ?? [])
-			for (const f of [4, 6] as const)
-				for (const m of tableOf(backends, p.target, p.protocol, f)) inUse.add(m.backend.key);
+		membersOf(list, target, protocol, f, options.prefer === 'local' ? self : undefined);
 	let wakeAtMs: number | undefined;
 	const wake = (ms: number) => {
 		wakeAtMs = wakeAtMs === undefined ? ms : Math.min(wakeAtMs, ms);
 	};
-	backends = backends.flatMap((b) => {
-		if (b.drainingSinceMs === undefined) return [b];
-		const until = b.drainingSinceMs + options.drainTimeoutMs;
-		if (nowMs < until) wake(until);
-		else if (b.leaving) return [];
-		else if (!inUse.has(b.key)) return [{ ...b, gone: true }];
-		return [b];
-	});
-	backends = backends.map((b) => {
-		const was = before.get(b.key);
-		return was && sameBackend(was, b) ? was : b;
-	});
+	if (backends.some((b) => b.drainingSinceMs !== undefined)) {
+		// Drained ones go when their time is over, unless a table has nobody else.
+		const inUse = new Set<string>();
+		if (serves)
+			for (const p of spec?.ports ?? [])
+				for (const f of [4, 6] as const)
+					for (const m of tableOf(backends, p.target, p.protocol, f)) inUse.add(m.backend.key);
+		backends = backends.flatMap((b) => {
+			if (b.drainingSinceMs === undefined) return [b];
+			const until = b.drainingSinceMs + options.drainTimeoutMs;
+			if (nowMs < until) wake(until);
+			else if (b.leaving) return [];
+			else if (!inUse.has(b.key)) return [{ ...b, gone: true }];
+			return [b];
+		});
+	}
+	if (before.size > 0)
+		backends = backends.map((b) => {
+			const was = before.get(b.key);
+			return was && sameBackend(was, b) ? was : b;
+		});
 
 	// A port that was served and is not any more goes back to whoever served it before us.
 	const ports = serves ? (spec?.ports ?? []) : [];
@@ -381,7 +388,8 @@ function collisions(services: Iterable<MeshService>): Map<string, string> {
 	};
 	const shared = new Set<number>();
 	for (const l of lists)
-		for (const { hash } of l) {
+		for (let k = 0; k < l.length; k++) {
+			const { hash } = l[k];
 			const i = find(hash);
 			if (seen[i] === hash) shared.add(hash);
 			seen[i] = hash;

@@ -312,7 +312,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 					if (!old || !sameRow(row, old)) local.push({ service, key: mac, row });
 				}
 				for (const b of s.backends) {
-					if (first) orphans.delete(b.mac);
+					if (orphans.size > 0) orphans.delete(b.mac);
 					const old = cache.backends.get(b.index);
 					if (!old || !sameRow(b.row, old)) rows.push({ service, key: b.index, row: b.row });
 				}
