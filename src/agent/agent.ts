@@ -168,8 +168,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			d.close();
 			throw e;
 		}
+		const served = servedPorts(d);
 		const peers = new Peers({
-			graceMs: fresh ? PEERS_START_MS : 0,
+			graceMs: served.size === 0 ? PEERS_START_MS : 0,
 			onChange: ({ down, up, dsr }) => {
 				for (const n of down) log.warn(`${n} does not answer probes: its backends get no packets until it does`);
 				for (const n of up) log.info(`${n} answers probes again`);
@@ -183,7 +184,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			run,
 			netnsCookie: ownNetnsCookie(),
 			mark: oldMark !== 0 ? oldMark : randomInt(1, 0xffff_ffff),
-			served: servedPorts(d),
+			served,
 			kernelPorts: state.kernelPorts,
 			neighbours: state.neighbours,
 			dsrProven: () => peers.dsrProven(),
@@ -736,7 +737,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 		updatePeers(membership.nodes, 0n);
 		peers.start();
-		if (!fresh) {
+		if (served.size > 0) {
 			const end = performance.now() + PEERS_SETTLE_MS;
 			while (!peers.settled && performance.now() < end) await new Promise((r) => setTimeout(r, 20));
 		}

@@ -150,12 +150,14 @@ const DOCKERS = /^(docker0|docker_gwbridge|br-[0-9a-f]{12})$/;
  * @param wanted names from the configuration; undefined: chosen by DESIGN 5.1
  * @param defaultDevices devices of default routes
  * @param endpointDevices devices behind which this node's own backends lie: never chosen unasked
+ * @param vtep this node's outer address
  */
 export function chooseUplinks(
 	links: readonly Link[],
 	wanted: readonly string[] | undefined,
 	defaultDevices: ReadonlySet<string>,
 	endpointDevices: ReadonlySet<string>,
+	vtep?: string,
 ): Uplinks {
 	const uplinks: UplinkChoice[] = [];
 	const refused: { name: string; reason: string }[] = [];
@@ -182,8 +184,12 @@ export function chooseUplinks(
 		if (link.type === 'loopback' || DOCKERS.test(link.name)) continue;
 		if (endpointDevices.has(link.name) && !defaultDevices.has(link.name)) continue;
 		if (link.kind === 'bridge') {
-			// A bridge of containers has veths only; what leads outside is the port that is none.
-			for (const port of links.filter((l) => l.master === link.name && l.kind !== 'veth')) {
+			// What leads outside is the port that is no veth. Where there is none (a node in a container, a test), it is a veth of
+			// the bridge that has the VTEP; any other bridge of veths is one of containers.
+			const ports = links.filter((l) => l.master === link.name);
+			const outside = ports.filter((l) => l.kind !== 'veth');
+			const carries = vtep !== undefined && globalAddresses(link).includes(vtep);
+			for (const port of outside.length > 0 || !carries ? outside : ports.filter((l) => !endpointDevices.has(l.name))) {
 				const reason = whyNot(port, links);
 				if (reason === undefined) uplinks.push({ link: port, l3: link });
 				else if (defaultDevices.has(link.name)) refused.push({ name: port.name, reason });

@@ -257,8 +257,11 @@ export function createLocal(deps: LocalDeps): LocalState {
 				const device = w === undefined ? undefined : byName.get(w.device);
 				if (w?.type !== 'unicast' || w.gateway !== undefined || device === undefined) continue;
 				if (!globalAddresses(device).includes(vtep)) endpointDevices.add(device.name);
+				const mac = firstNeighbours.get(`${device.name} ${a}`)?.mac;
+				const port = mac === undefined ? undefined : firstForwarding.get(`${device.name} ${mac.toLowerCase()}`);
+				if (port !== undefined) endpointDevices.add(port);
 			}
-			const chosen = chooseUplinks(links, input.uplinks, defaults, endpointDevices);
+			const chosen = chooseUplinks(links, input.uplinks, defaults, endpointDevices, vtep);
 			if (
 				chosen.uplinks.length === 0 ||
 				(input.uplinks !== undefined && chosen.refused.length > 0 && old === undefined)

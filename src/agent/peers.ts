@@ -291,7 +291,7 @@ export class Peers {
 		if (this.#socket === undefined && now < this.#opensAt) return undefined;
 		this.#socket?.close();
 		this.#socket = undefined;
-		this.#opensAt = now + REOPEN_EVERY_MS;
+		this.#opensAt = silent ? now + REOPEN_EVERY_MS : now;
 		try {
 			this.#socket = this.#deps.open(ip4Number(input.vtep));
 			this.#bound = input.vtep;

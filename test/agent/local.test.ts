@@ -48,6 +48,14 @@ test('without a list: Ethernet devices with a global address; of a bridge its po
 	assert.equal(names(chooseUplinks(all, undefined, new Set(['eth0']), new Set())), ['eth0:eth0', 'eth1:br0']);
 });
 
+test('where the bridge that has the VTEP has veths only, they lead outside, but for those of own backends', () => {
+	const v1 = link('v1', { kind: 'veth', master: 'br0', masterKind: 'bridge', peerElsewhere: true });
+	const v2 = link('v2', { kind: 'veth', master: 'br0', masterKind: 'bridge', peerElsewhere: true });
+	const choose = (vtep: string) => names(chooseUplinks([br0, v1, v2], undefined, new Set(), new Set(['v2']), vtep));
+	assert.equal(choose('10.9.0.1'), ['v1:br0']);
+	assert.equal(choose('10.9.0.2'), []);
+});
+
 test('a device behind which own backends lie is chosen only where the default route is', () => {
 	assert.equal(names(chooseUplinks([eth0], undefined, new Set(), new Set(['eth0']))), []);
 	assert.equal(names(chooseUplinks([eth0], undefined, new Set(['eth0']), new Set(['eth0']))), ['eth0:eth0']);
