@@ -1,0 +1,167 @@
+/*
+ * Nodes that go and come back, and DSR that stops being possible. Topology: the default one; n2t1 n3t1.
+ *
+ *	 c1 .100       n1 .1       n2 .2       n3 .3
+ *	   |             |           |           |          192.168.78.0/24, fd78::/64
+ *	 --+-------------+-----------+-----------+--  br0
+ *	                           n2t1        n3t1
+ */
+import * as assert from 'uvu/assert';
+import { Mesh, targets, taskBackend } from '../support/beeline.js';
+import { Topology } from '../support/netns.js';
+import { scenario } from '../support/scenario.js';
+import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
+
+async function build(): Promise<{ net: Topology; mesh: Mesh }> {
+	const net = await Topology.build({ tasks: { n2: 1, n3: 1 } });
+	try {
+		for (const task of net.tasks()) await net.httpd(task, 80);
+		const backends = net.tasks().map((task) => taskBackend(net, task));
+		const mesh = await Mesh.start(net, {
+			services: [
+				{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { returnPath: 'auto' }, backends },
+				// Its only backend is the last, whatever its node does.
+				{ name: 'lone', ports: [{ published: 8081, target: 80 }], backends: backends.slice(1) },
+			],
+		});
+		return { net, mesh };
+	} catch (error) {
+		net.close();
+		throw error;
+	}
+}
+
+const state = async (mesh: Mesh, seenBy: string, service: string, node: string) =>
+	(await mesh.agent(seenBy).backends()).find((b) => b.service === service && b.node === node)?.state;
+
+/** Milliseconds until the node's backend of `web` is in this state for n1. */
+async function until(mesh: Mesh, wanted: string, limitMs = 5000): Promise<number> {
+	const began = performance.now();
+	await waitFor(
+		`n3's backend to be ${wanted} for n1`,
+		async () => (await state(mesh, 'n1', 'web', 'n3')) === wanted,
+		limitMs,
+		10,
+	);
+	return performance.now() - began;
+}
+
+async function metric(mesh: Mesh, node: string, name: string): Promise<number> {
+	const { text } = await mesh.agent(node).request('GET', '/metrics');
+	return Number(new RegExp(`^${name.replaceAll(/[{}]/g, '\\$&')} (\\S+)$`, 'm').exec(text)?.[1]);
+}
+
+/** A name of the table of the packet filter that swallows spoofed packets (Topology.portSecurity). */
+const guard = ['nft', 'delete', 'table', 'bridge', 'guard'];
+
+scenario(
+	'peers',
+	cannotUseNamespaces() ?? cannotLoadBpf(),
+	build,
+	async ({ net, mesh }) => {
+		await mesh.close();
+		net.close();
+	},
+	(test) => {
+		test('all nodes answer, and say what their tables are', async ({ mesh }) => {
+			for (const node of ['n1', 'n2', 'n3']) {
+				for (const other of await mesh.agent(node).nodes())
+					assert.is(other.reachable, other.self ? null : true, `${other.name} as ${node} sees it`);
+				assert.equal((await mesh.agent(node).status()).differing, []);
+			}
+			assert.is(await metric(mesh, 'n1', 'beeline_node_reachable{node="n2"}'), 1);
+		});
+
+		for (const [what, stop, start] of [
+			[
+				'whose link goes down',
+				(net: Topology) => net.ip('sw', ['link set n3-eth0 down']),
+				(net: Topology) => net.ip('sw', ['link set n3-eth0 up']),
+			],
+			[
+				'whose XDP is gone',
+				(_net: Topology, mesh: Mesh) => mesh.agent('n3').detach(),
+				(_net: Topology, mesh: Mesh) => mesh.agent('n3').start(),
+			],
+		] as const)
+			test(`a node ${what} loses its backends in under a second, and gets them back`, async ({ net, mesh }) => {
+				await until(mesh, 'active');
+				const began = performance.now();
+				const stopping = stop(net, mesh);
+				const took = await until(mesh, 'down').then(() => performance.now() - began);
+				await stopping;
+				// Detaching is a process that must first be started: its own time counts until the hook is off.
+				if (what === 'whose link goes down') assert.ok(took < 1000, `${took} ms`);
+				console.log(`  down for n1 after ${Math.round(took)} ms`);
+				assert.is(await metric(mesh, 'n1', 'beeline_node_reachable{node="n3"}'), 0);
+				assert.is((await mesh.agent('n1').nodes()).find((n) => n.name === 'n3')?.reachable, false);
+				assert.is(await state(mesh, 'n1', 'lone', 'n3'), 'active', 'the last backend is never taken out');
+				const report = await net.load('c1', ['-n', 200, '-t', 1500, ...targets(net, ['n1', 'n2'], 8080, [4, 6])]);
+				assert.equal(report.failures, {}, JSON.stringify(report));
+				assert.equal(Object.keys(report.backends), ['n2t1']);
+
+				await start(net, mesh);
+				const back = await until(mesh, 'active');
+				console.log(`  back for n1 after ${Math.round(back)} ms`);
+				await waitFor('n2 to see it too', async () => (await state(mesh, 'n2', 'web', 'n3')) === 'active');
+				await waitFor('n3 to see the others', async () => (await state(mesh, 'n3', 'web', 'n2')) === 'active');
+				const again = await net.load('c1', ['-n', 200, '-t', 1500, ...targets(net, net.nodes, 8080, [4, 6])]);
+				assert.equal(again.failures, {}, JSON.stringify(again));
+				assert.equal(Object.keys(again.backends).sort(), ['n2t1', 'n3t1']);
+			});
+
+		test('an agent that is killed is nobody’s loss: its datapath goes on answering', async ({ net, mesh }) => {
+			await mesh.agent('n3').stop('SIGKILL');
+			const load = await net.load('c1', ['-n', 0, '-c', 20, '-r', 100, '-d', 3000, ...targets(net, ['n1'], 8080)]);
+			assert.equal(load.failures, {}, JSON.stringify(load));
+			assert.is(await state(mesh, 'n1', 'web', 'n3'), 'active');
+			await mesh.agent('n3').start();
+		});
+
+		test('a restarted agent does not give a dead node its backends back', async ({ net, mesh }) => {
+			net.ip('sw', ['link set n3-eth0 down']);
+			await until(mesh, 'down');
+			await mesh.agent('n1').stop('SIGKILL');
+			await mesh.agent('n1').start();
+			assert.is(await state(mesh, 'n1', 'web', 'n3'), 'down');
+			const report = await net.load('c1', ['-n', 100, '-t', 1500, ...targets(net, ['n1'], 8080)]);
+			assert.equal(report.failures, {}, JSON.stringify(report));
+			net.ip('sw', ['link set n3-eth0 up']);
+			await until(mesh, 'active');
+		});
+
+		test('a node with other tables is named', async ({ mesh }) => {
+			mesh.agent('n3').writeMesh({
+				nodes: mesh.net.nodes.map((name) => ({ name, address: mesh.net.address(name).v4 })),
+				services: mesh.document.services.slice(1),
+			});
+			await waitFor('n1 to name n3', async () => (await mesh.agent('n1').status()).differing.includes('n3'), 10_000);
+			assert.equal((await mesh.agent('n1').status()).differing, ['n3']);
+			await mesh.change(mesh.document);
+			await waitFor('them to agree', async () => (await mesh.agent('n1').status()).differing.length === 0);
+		});
+
+		test('DSR is proven on a plain bridge, given up when the network swallows it, and no connection fails after', async ({
+			net,
+			mesh,
+		}) => {
+			const dsr = async () =>
+				(await mesh.agent('n2').nodes()).filter((node) => !node.self && node.dsr).map((node) => node.name);
+			await waitFor('DSR to be proven', async () => (await dsr()).length === 2, 40_000);
+			net.portSecurity();
+			const began = performance.now();
+			await waitFor('DSR to be given up', async () => (await dsr()).length === 0, 30_000);
+			console.log(`  given up after ${Math.round(performance.now() - began)} ms`);
+			await waitFor(
+				'n3 to give it up too',
+				async () => (await mesh.agent('n3').nodes()).every((node) => !node.dsr),
+				30_000,
+			);
+			const report = await net.load('c1', ['-n', 400, '-t', 1500, ...targets(net, net.nodes, 8080, [4, 6])]);
+			assert.equal(report.failures, {}, JSON.stringify(report));
+			net.exec('sw', guard);
+			await waitFor('DSR to be proven again', async () => (await dsr()).length === 2, 50_000);
+		});
+	},
+);
