@@ -72,16 +72,16 @@ GLOBAL int trace(__u32 program, __u32 verdict, const struct packet *p, __u32 ifi
 	return 0;
 }
 
-INLINE void count_verdict(enum program program, enum verdict verdict, const struct packet *p, __u32 ifindex)
+/* Says whether the monitor wants to see it: trace() is the caller's, who then reads the interface from its context. */
+INLINE bool count_verdict(enum program program, enum verdict verdict, const struct packet *p)
 {
 	__u32 row = program * VERDICT_ROWS + (verdict & (VERDICT_ROWS - 1));
 	struct packets_bytes *c = bpf_map_lookup_elem(&verdict_counters, &row);
 	struct settings *s = settings_row();
 
-	if (c)
+	if (likely(c))
 		add(c, p->len);
-	if (s && unlikely(s->flags & SETTINGS_TRACE))
-		trace(program, verdict, p, ifindex);
+	return s && unlikely(s->flags & SETTINGS_TRACE);
 }
 
 INLINE bool passes(enum verdict v)

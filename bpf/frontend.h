@@ -21,12 +21,13 @@ INLINE bool is_own(const struct settings *s, const struct packet *p)
 #pragma unroll
 		for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
 			if (s->own4[i] == a)
-				return true;
+				return a != 0;	/* an unused place is no address */
 	} else {
 #pragma unroll
 		for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
 			if (same_addr(&s->own6[i], &p->dst))
-				return true;
+				return (p->dst.s6_addr32[0] | p->dst.s6_addr32[1] | p->dst.s6_addr32[2] |
+					p->dst.s6_addr32[3]) != 0;
 	}
 	if (likely(!(s->flags & SETTINGS_MORE_ADDRESSES)))
 		return false;

@@ -4,6 +4,7 @@
 #define BEELINE_PARSE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -185,6 +186,9 @@ NOINLINE int parse_extensions(void *data, void *end, struct packet *p)
 		} else if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS) {
 			if ((void *)(h + 2) > end)
 				return PARSED_SHORT;
+			/* Segments left: its destination is on the way, not at its end. */
+			if (next == IPPROTO_ROUTING && ((void *)(h + 4) > end || h[3]))
+				return PARSED_HEADERS;
 			next = h[0];
 			off += 8 + 8 * (__u32)h[1];
 			if (off > 512)
@@ -192,6 +196,10 @@ NOINLINE int parse_extensions(void *data, void *end, struct packet *p)
 		} else {
 			break;
 		}
+	}
+	if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT) {
+		if (p->fragment != LATER_FRAGMENT)
+			return PARSED_HEADERS;
 	}
 	p->proto = next;
 	p->l4 = off;
@@ -204,8 +212,11 @@ INLINE int parse(void *data, void *end, struct packet *p)
 
 	if ((void *)(eth + 1) > end)
 		return PARSED_SHORT;
+
+	__be16 h_proto = *(__be16 *)(data + offsetof(struct ethhdr, h_proto));	/* packed: clang would read its bytes */
+
 	p->fragment = NOT_FRAGMENT;
-	if (likely(eth->h_proto == bpf_htons(ETH_P_IP))) {
+	if (likely(h_proto == bpf_htons(ETH_P_IP))) {
 		struct iphdr *ip = (void *)(eth + 1);
 
 		if ((void *)(ip + 1) > end)
@@ -225,7 +236,7 @@ INLINE int parse(void *data, void *end, struct packet *p)
 		map_ipv4(&p->dst, ip->daddr);
 		return parse_l4(data, end, p);
 	}
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+	if (h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = (void *)(eth + 1);
 
 		if ((void *)(ip + 1) > end)
@@ -249,6 +260,59 @@ INLINE int parse(void *data, void *end, struct packet *p)
 		return parse_l4(data, end, p);
 	}
 	return PARSED_OTHER;
+}
+
+/*
+ * The commonest packets: TCP or UDP over IPv4 without options, whole. One look at the bounds (a frame has 60 bytes, so
+ * a shorter one is rare), and everything at a fixed offset.
+ */
+INLINE bool is_plain(void *data, void *end)
+{
+	struct iphdr *ip = data + ETH_HLEN;
+
+	if (data + ETH_HLEN + sizeof(*ip) + sizeof(struct tcphdr) > end)
+		return false;
+	return *(__be16 *)(data + offsetof(struct ethhdr, h_proto)) == bpf_htons(ETH_P_IP) && *(__u8 *)ip == 0x45 &&
+	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) &&
+	       (ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP);
+}
+
+/* parse() of what is_plain(). */
+INLINE void parse_plain(void *data, struct packet *p)
+{
+	struct iphdr *ip = data + ETH_HLEN;
+	struct tcphdr *tcp = (void *)(ip + 1);
+	bool is_tcp = ip->protocol == IPPROTO_TCP;
+
+	map_ipv4(&p->src, ip->saddr);
+	map_ipv4(&p->dst, ip->daddr);
+	p->sport = tcp->source;
+	p->dport = tcp->dest;
+	p->seq = is_tcp ? bpf_ntohl(tcp->seq) : 0;
+	p->ack = is_tcp ? bpf_ntohl(tcp->ack_seq) : 0;
+	p->fragment_id = ip->id;
+	p->ref = 0;
+	p->l4 = ETH_HLEN + sizeof(*ip);
+	p->family = 4;
+	p->proto = ip->protocol;
+	p->fragment = NOT_FRAGMENT;
+	p->tcp = is_tcp ? ((__u8 *)tcp)[13] : 0;
+	p->df = !!(ip->frag_off & bpf_htons(IP_DF));
+	p->icmp_type = 0;
+	p->action = 0;
+}
+
+/*
+ * RFC 791 tells fragments of different protocols apart. RFC 8200 does not, and the number in an IPv6 fragment header may be
+ * that of an extension header which only the first fragment shows.
+ */
+INLINE void fragment_key_of(struct fragment_key *k, const struct packet *p)
+{
+	k->src = p->src;
+	k->dst = p->dst;
+	k->id = p->fragment_id;
+	k->proto = p->family == 4 ? p->proto : 0;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
 }
 
 /* A new connection, not an answer to one. */

@@ -30,14 +30,11 @@ GLOBAL int find_reply(const struct packet *p, struct revnat *out)
 
 GLOBAL int find_reply_fragment(const struct packet *p, struct revnat *out)
 {
-	struct fragment_key k = {};
+	struct fragment_key k;
 
 	if (!p || !out)
 		return -1;
-	k.src = p->src;
-	k.dst = p->dst;
-	k.id = p->fragment_id;
-	k.proto = p->proto;
+	fragment_key_of(&k, p);
 	struct fragment *f = bpf_map_lookup_elem(&fragments, &k);
 
 	if (!f)
@@ -45,21 +42,19 @@ GLOBAL int find_reply_fragment(const struct packet *p, struct revnat *out)
 	out->addr = f->addr;
 	out->client = p->dst;
 	out->node = f->node;
+	out->ref = f->ref;
 	out->return_path = f->return_path;
 	return 0;
 }
 
 GLOBAL int remember_reply_fragment(const struct packet *p, const struct revnat *v)
 {
-	struct fragment_key k = {};
+	struct fragment_key k;
 	struct fragment f = {};
 
 	if (!p || !v)
 		return -1;
-	k.src = p->src;
-	k.dst = p->dst;
-	k.id = p->fragment_id;
-	k.proto = p->proto;
+	fragment_key_of(&k, p);
 	f.addr = v->addr;
 	f.node = v->node;
 	f.ref = v->ref;
@@ -205,7 +200,8 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 
 INLINE int finish_skb(struct __sk_buff *skb, enum program program, const struct packet *p, int verdict)
 {
-	count_verdict(program, verdict, p, skb->ifindex);
+	if (count_verdict(program, verdict, p))
+		trace(program, verdict, p, skb->ifindex);
 	return passes(verdict) ? TC_CONTINUE : drops(verdict) ? TC_ACT_SHOT : p->action;
 }
 

@@ -36,7 +36,7 @@ NOINLINE __u32 find_mss(void *data, void *end, __u32 l4)
 			continue;
 		}
 		if (option[0] == TCP_OPTION_MSS && option[1] == 4)
-			return l4 + at + 2;
+			return at + 4 <= header ? l4 + at + 2 : 0;
 		if (option[0] == TCP_OPTION_END)
 			return 0;
 		if (option[0] == TCP_OPTION_NOP) {

@@ -147,7 +147,8 @@ INLINE int dial(struct bpf_sock_addr *ctx, bool v6, bool datagram)
 	}
 	redirect_to(ctx, &peer.backend_addr, peer.backend_port, v6);
 	p.ref = peer.ref;
-	count_verdict(PROGRAM_SOCKET, DELIVER_SOCKET, &p, 0);
+	if (count_verdict(PROGRAM_SOCKET, DELIVER_SOCKET, &p))
+		trace(PROGRAM_SOCKET, DELIVER_SOCKET, &p, 0);
 	return PROCEED;
 }
 

@@ -26,9 +26,10 @@ INLINE int send_fragments(struct __sk_buff *skb, struct packet *p, const struct 
 	if (p->proto != IPPROTO_UDP || skb->gso_size)
 		return DROP_TOO_BIG;
 	if (!second) {
-		struct fragment_key k = { .src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->proto };
+		struct fragment_key k;
 		struct fragment f = { .ref = ref };
 
+		fragment_key_of(&k, p);
 		bpf_map_update_elem(&fragments, &k, &f, BPF_ANY);	/* tells the clone its backend */
 		skb->mark = s->mark + SKB_SECOND;
 		bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
@@ -48,15 +49,12 @@ INLINE int ingress(struct __sk_buff *skb, struct packet *p)
 	if (!s)
 		return PASS_UNMARKED;
 	if (unlikely(skb->mark == s->mark + SKB_SECOND && s->mark)) {
-		struct fragment_key k = {};
+		struct fragment_key k;
 
 		skb->mark = 0;
 		if (parse_skb(skb, p))
 			return DROP_MALFORMED;
-		k.src = p->src;
-		k.dst = p->dst;
-		k.id = p->fragment_id;
-		k.proto = p->proto;
+		fragment_key_of(&k, p);
 		struct fragment *f = bpf_map_lookup_elem(&fragments, &k);
 
 		return f ? send_fragments(skb, p, s, f->ref, true) : DROP_FRAGMENT;

@@ -44,6 +44,8 @@ INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *
 
 	if (p->proto != lb->proto)
 		return DROP_MALFORMED;
+	if (unlikely((addr.s6_addr32[0] | addr.s6_addr32[1] | addr.s6_addr32[2] | addr.s6_addr32[3]) == 0))
+		return DROP_UNKNOWN_BACKEND;	/* it has no address of this family */
 	if (likely(p->fragment != LATER_FRAGMENT)) {
 		int refused = revnat_enter(ctx, p, lb, node, &client_port);
 
@@ -432,15 +434,6 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 	return is_kernel(ref) ? REF_NONE : ref;
 }
 
-INLINE void fragment_key_of(struct fragment_key *k, const struct packet *p)
-{
-	k->src = p->src;
-	k->dst = p->dst;
-	k->id = p->fragment_id;
-	k->proto = p->proto;
-	k->pad[0] = k->pad[1] = k->pad[2] = 0;
-}
-
 GLOBAL int remember_fragment(const struct packet *p, __u32 ref)
 {
 	struct fragment f = { .ref = ref };
@@ -500,15 +493,38 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 	return TO_BE_SENT;
 }
 
+/* All but the length. */
+INLINE void clear(struct packet *p)
+{
+	*p = (struct packet){ .len = p->len };
+}
+
 INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
 {
-	struct passage to = {};
-	bool vxlan = false;
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	bool vxlan = false, ported = true;
 	__u32 row = 0;
-	int parsed = parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, p), verdict;
+	int verdict;
 
-	if (unlikely(parsed))
-		return parsed == PARSED_HEADERS ? PASS_HEADERS : PASS_NOT_OURS;
+	/* Most of what is not ours has a port that nothing is published on: it costs one look at it. VXLAN is UDP. */
+	if (likely(is_plain(data, end))) {
+		__u8 proto = *(__u8 *)(data + ETH_HLEN + offsetof(struct iphdr, protocol));
+
+		row = port_row(proto, *(__be16 *)(data + ETH_HLEN + sizeof(struct iphdr) + 2));
+		if (!row && proto == IPPROTO_TCP)
+			return PASS_NOT_OURS;
+		parse_plain(data, p);
+	} else {
+		clear(p);
+
+		int parsed = parse(data, end, p);
+
+		if (unlikely(parsed))
+			return parsed == PARSED_HEADERS ? PASS_HEADERS : PASS_NOT_OURS;
+		ported = (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && p->fragment != LATER_FRAGMENT;
+		if (ported)
+			row = port_row(p->proto, p->dport);
+	}
 
 	struct settings *s = settings_row();
 	__u32 slot = ctx->ingress_ifindex & (MAX_UPLINKS - 1);
@@ -516,16 +532,11 @@ INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
 
 	if (unlikely(!s || !up || up->ifindex != ctx->ingress_ifindex))
 		return PASS_NOT_OURS;
-
-	/* Cheapest first: most of what is not ours has a port that nothing is published on. */
-	if (likely(p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && likely(p->fragment != LATER_FRAGMENT)) {
+	if (ported) {
 		vxlan = p->proto == IPPROTO_UDP && p->dport == s->vxlan_port && p->family == 4 &&
 			p->dst.s6_addr32[3] == s->vtep && !p->fragment;
-		if (!vxlan) {
-			row = port_row(p->proto, p->dport);
-			if (!row)
-				return PASS_NOT_OURS;
-		}
+		if (!vxlan && !row)
+			return PASS_NOT_OURS;
 	}
 
 	struct ethhdr *eth = (void *)(long)ctx->data;
@@ -533,8 +544,8 @@ INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
 	if ((void *)(eth + 1) > (void *)(long)ctx->data_end || unlikely(!same_mac(eth->h_dest, up->mac)))
 		return PASS_NOT_OURS;
 
-	to.node = s->self;
-	to.vtep = s->vtep;
+	struct passage to = { .node = s->self, .vtep = s->vtep };
+
 	if (vxlan) {
 		verdict = tunnelled(ctx, p, s, up, &to);
 	} else if (likely(row)) {
@@ -549,27 +560,44 @@ INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
 	return verdict == TO_BE_SENT ? send(ctx, p, s, &to, frags) : verdict;
 }
 
+/* What walk() had no need to know of a packet that is not ours, for the monitor. */
+NOINLINE int describe(struct xdp_md *ctx, struct packet *p)
+{
+	clear(p);
+	return parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, p);
+}
+
 INLINE int finish(struct xdp_md *ctx, struct packet *p, int verdict)
 {
-	count_verdict(PROGRAM_UPLINK_XDP, verdict, p, ctx->ingress_ifindex);
+	if (count_verdict(PROGRAM_UPLINK_XDP, verdict, p)) {
+		if (!p->family)
+			describe(ctx, p);
+		trace(PROGRAM_UPLINK_XDP, verdict, p, ctx->ingress_ifindex);
+	}
 	return passes(verdict) ? XDP_PASS : drops(verdict) ? XDP_DROP : p->action;
+}
+
+/* The rest of `p` is walk()'s to fill: it is not needed for most of what is not ours. */
+INLINE int run(struct xdp_md *ctx, bool frags)
+{
+	struct packet p;
+
+	p.len = frame_len(ctx, frags);
+	p.family = 0;
+	return finish(ctx, &p, walk(ctx, &p, frags));
 }
 
 SEC("xdp")
 int uplink_xdp(struct xdp_md *ctx)
 {
-	struct packet p = { .len = frame_len(ctx, false) };
-
-	return finish(ctx, &p, walk(ctx, &p, false));
+	return run(ctx, false);
 }
 
 /* Frames of more than a page. */
 SEC("xdp.frags")
 int uplink_xdp_frags(struct xdp_md *ctx)
 {
-	struct packet p = { .len = frame_len(ctx, true) };
-
-	return finish(ctx, &p, walk(ctx, &p, true));
+	return run(ctx, true);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

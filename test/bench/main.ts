@@ -1,5 +1,5 @@
 /**
- * npm run bench [-- PART...] [--runs N]     PART: program, live, e2e, control; default all
+ * npm run bench [-- PART...] [--runs N] [--only ROW]     PART: program, live, e2e, control; default all
  *
  * Prints tables of medians and ratios, and never asserts: a slow machine is no failure. What was seen: docs/benchmarks.md.
  */
@@ -13,10 +13,10 @@ const PARTS = ['program', 'live', 'e2e', 'control'] as const;
 type Part = (typeof PARTS)[number];
 const DEFAULT_RUNS: Readonly<Record<Part, number>> = { program: 11, live: 11, e2e: 5, control: 3 };
 
-async function part(name: Part, runs: number): Promise<void> {
+async function part(name: Part, runs: number, only: string): Promise<void> {
 	switch (name) {
 		case 'program':
-			return (await import('./program.js')).programBench(runs);
+			return (await import('./program.js')).programBench(runs, only);
 		case 'live':
 			return (await import('./live.js')).liveBench(runs);
 		case 'e2e':
@@ -27,7 +27,7 @@ async function part(name: Part, runs: number): Promise<void> {
 }
 
 /** `program` needs routes and neighbours of its own and one CPU; `--inside` is this file's own argument. */
-function inNamespace(name: Part, runs: number): number {
+function inNamespace(name: Part, runs: number, only: string): number {
 	const ns = `bl${process.pid}-bench`;
 	const cpu = availableParallelism() - 1;
 	run('ip', ['netns', 'add', ns]);
@@ -58,6 +58,8 @@ function inNamespace(name: Part, runs: number): number {
 				name,
 				'--runs',
 				`${runs}`,
+				'--only',
+				only,
 			],
 			{ stdio: 'inherit' },
 		);
@@ -70,13 +72,15 @@ function inNamespace(name: Part, runs: number): number {
 async function main(argv: readonly string[]): Promise<number> {
 	const parts: Part[] = [];
 	let runs: number | undefined;
+	let only = '';
 	let inside = false;
 	for (let i = 0; i < argv.length; i++) {
 		const arg = argv[i];
 		if (arg === '--runs') runs = Number(argv[++i]);
+		else if (arg === '--only') only = argv[++i];
 		else if (arg === '--inside') inside = true;
 		else if ((PARTS as readonly string[]).includes(arg)) parts.push(arg as Part);
-		else throw new Error(`unknown argument ${arg} (known: ${PARTS.join(', ')}, --runs N)`);
+		else throw new Error(`unknown argument ${arg} (known: ${PARTS.join(', ')}, --runs N, --only ROW)`);
 	}
 	if (runs !== undefined && !(Number.isInteger(runs) && runs > 0))
 		throw new Error('--runs wants a whole number of runs, as --runs 11');
@@ -85,8 +89,8 @@ async function main(argv: readonly string[]): Promise<number> {
 	for (const name of parts.length ? parts : PARTS) {
 		const n = runs ?? DEFAULT_RUNS[name];
 		if ((name === 'program' || name === 'live') && !inside) {
-			if (inNamespace(name, n)) return 1;
-		} else await part(name, n);
+			if (inNamespace(name, n, only)) return 1;
+		} else await part(name, n, only);
 	}
 	return 0;
 }

@@ -203,11 +203,14 @@ function prove(rig: Rig, m: Measured): void {
 		);
 }
 
-export async function programBench(runs: number): Promise<void> {
+/** @param only rows whose name contains it, beside the floor's */
+export async function programBench(runs: number, only = ''): Promise<void> {
 	progress('program: building tables and 2^20 flow records');
 	const rig = await buildRig({ flows: true });
 	try {
-		const all = rows().flatMap((row) => row.flows.map((flows) => prepare(rig, row, flows)));
+		const all = rows()
+			.filter((row) => row.to === undefined || row.name.includes(only))
+			.flatMap((row) => row.flows.map((flows) => prepare(rig, row, flows)));
 		for (const m of all) prove(rig, m);
 		for (let i = 0; i < runs; i++) {
 			for (const m of all) m.ns.push(m.run());

@@ -8,9 +8,7 @@
 
 __attribute__((noinline, weak)) int target(struct xdp_md *ctx)
 {
-	struct packet p = { .len = frame_len(ctx, false) };
-
-	return finish(ctx, &p, walk(ctx, &p, false));
+	return run(ctx, false);
 }
 
 WRAP_XDP(w_uplink, target, PLAIN, 0)
