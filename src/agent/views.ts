@@ -137,18 +137,22 @@ export function nodes(
 		.map((n) => {
 			const self = n.name === mesh.self;
 			const way = local?.ways.get(n.address);
+			const peer = self ? undefined : peers.get(n.name);
 			return {
 				name: n.name,
 				address: n.address,
 				self,
 				state: n.drained ? ('drained' as const) : ('active' as const),
-				reachable:
-					self || local === undefined ? null : way?.mac !== undefined && peers.get(n.name)?.reachable !== false,
+				reachable: self || local === undefined ? null : way?.mac !== undefined && peer?.reachable !== false,
 				nextHop:
 					way === undefined
 						? null
 						: { device: way.device, gateway: way.gateway ?? null, mac: way.mac ?? null, mtu: way.mtu },
 				dsr: local?.facts.dsrProven.has(n.address) ?? false,
+				agentPresent: peer?.agentPresent ?? null,
+				rttMs: peer?.rttMs ?? null,
+				digest: peer === undefined || peer.digest === null ? null : digestText(peer.digest),
+				digestDiffers: peer?.digestDiffers ?? false,
 				backends: count.get(n.name) ?? 0,
 			};
 		});

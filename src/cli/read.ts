@@ -48,7 +48,7 @@ export async function nodes(client: Client, format: Format): Promise<void> {
 				n.name + (n.self ? ' *' : ''),
 				n.address,
 				n.state,
-				n.reachable === null ? '-' : n.reachable ? 'yes' : 'no',
+				n.reachable === null ? '-' : n.reachable ? 'yes' : n.agentPresent === false ? 'no agent' : 'no',
 				n.nextHop === null
 					? '-'
 					: `${n.nextHop.gateway ?? 'direct'} ${n.nextHop.device} ${n.nextHop.mac ?? 'unresolved'}`,

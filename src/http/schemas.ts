@@ -156,6 +156,13 @@ export const Node = z
 			.object({ device: z.string(), gateway: z.string().nullable(), mac: z.string().nullable(), mtu: z.number().int() })
 			.nullable(),
 		dsr: z.boolean().describe('Replies with that node’s source address are known to arrive'),
+		agentPresent: z
+			.boolean()
+			.nullable()
+			.describe('true: its datapath answers probes; false: it lives and refuses them; null: it did not say'),
+		rttMs: z.number().nullable().describe('Of probes, smoothed, ms'),
+		digest: z.string().nullable().describe('Of its tables, as it last said'),
+		digestDiffers: z.boolean().describe('From this node’s, for more than a few seconds'),
 		backends: z.number().int(),
 	})
 	.openapi('Node', {
@@ -167,6 +174,10 @@ export const Node = z
 			reachable: true,
 			nextHop: { device: 'eth0', gateway: null, mac: '52:54:00:12:34:57', mtu: 1500 },
 			dsr: false,
+			agentPresent: true,
+			rttMs: 0.082,
+			digest: '8d3f1c2ab4e59077',
+			digestDiffers: false,
 			backends: 3,
 		},
 	});
@@ -191,6 +202,10 @@ export const Nodes = z.object({ nodes: z.array(Node) }).openapi('Nodes', {
 				reachable: true,
 				nextHop: { device: 'eth0', gateway: null, mac: '52:54:00:12:34:57', mtu: 1500 },
 				dsr: false,
+				agentPresent: true,
+				rttMs: 0.082,
+				digest: '8d3f1c2ab4e59077',
+				digestDiffers: false,
 				backends: 3,
 			},
 		],

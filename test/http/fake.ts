@@ -74,6 +74,10 @@ export function fakeAgent(): FakeAgent {
 			reachable: null,
 			nextHop: null,
 			dsr: false,
+			agentPresent: null,
+			rttMs: null,
+			digest: null,
+			digestDiffers: false,
 			backends: 1,
 		},
 		{
@@ -84,6 +88,10 @@ export function fakeAgent(): FakeAgent {
 			reachable: true,
 			nextHop: { device: 'eth0', gateway: '192.168.78.254', mac: '52:54:00:00:00:02', mtu: 1500 },
 			dsr: true,
+			agentPresent: true,
+			rttMs: 0.1,
+			digest: 'ffffffffffffffff',
+			digestDiffers: true,
 			backends: 1,
 		},
 	];
