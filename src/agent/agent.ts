@@ -398,6 +398,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
+		let socketTried = false;
+		function commit(): void {
+			d.commit();
+			committed = true;
+			adopt();
+		}
+
 		async function once(): Promise<void> {
 			const number = ++runNumber;
 			const cause = [...dirty].join(', ') || 'a full look';
@@ -453,6 +460,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					e = entries(mesh, l.facts, options(), ids, nowMs(), e);
 				}
 				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
+				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
+				if (!committed && !fresh) commit();
 				// Replies need their program before requests arrive.
 				if (committed) attachEndpoints(wantedEndpoints);
 				const result = await reconciler.reconcile(e, nowMs());
@@ -461,10 +470,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				wakeAt = result.wakeAtMs;
 				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
 				if (!committed && errors.length === 0) {
-					d.commit();
-					committed = true;
-					adopt();
+					commit();
 					attachEndpoints(wantedEndpoints);
+				}
+				if (committed && !socketTried) {
+					socketTried = true;
 					const root = cgroupRoot();
 					try {
 						if (root === undefined) throw new Error('no cgroup2 is mounted');
@@ -475,8 +485,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}
 				if (committed) {
 					await attachUplinks(l);
+					// Also what no plan knows any more, after a restart, may have flows: its row says so.
+					const inUse = new Set([...d.store.localBackends.entries()].map(([, row]) => row.ifindex));
 					for (const ifindex of endpoints) {
-						if (wantedEndpoints.has(ifindex)) continue;
+						if (wantedEndpoints.has(ifindex) || inUse.has(ifindex)) continue;
 						d.detachEndpoint(ifindex);
 						endpoints.delete(ifindex);
 						attachErrors.delete(`endpoint ${ifindex}`);
