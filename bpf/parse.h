@@ -127,6 +127,8 @@ INLINE int parse_l4(void *data, void *end, struct packet *p)
 	p->sport = 0;
 	p->dport = 0;
 	p->tcp = 0;
+	if (p->family == 6 && unlikely(p->fragment == LATER_FRAGMENT))
+		return PARSED;	/* whatever its first one's extension headers lead to */
 	if (p->proto == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
 

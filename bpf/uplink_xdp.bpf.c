@@ -42,7 +42,7 @@ INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *
 	__be16 client_port = p->sport, port = lb->port;
 	__u32 node = to->node;
 
-	if (p->proto != lb->proto)
+	if (p->proto != lb->proto && p->fragment != LATER_FRAGMENT)
 		return DROP_MALFORMED;
 	if (unlikely((addr.s6_addr32[0] | addr.s6_addr32[1] | addr.s6_addr32[2] | addr.s6_addr32[3]) == 0))
 		return DROP_UNKNOWN_BACKEND;	/* it has no address of this family */
