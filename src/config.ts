@@ -138,7 +138,7 @@ export function parseConfig(file: string, content: string, host: string = hostna
 		if (!isLoopback(l.host) && c.http.tokenFile === undefined)
 			problems.push({
 				path: ['http', 'listen', i],
-				text: `is ${JSON.stringify(l.host)}, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1`,
+				text: `is ${l.host.includes(':') ? `[${l.host}]` : l.host}:${l.port}, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1`,
 			});
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)

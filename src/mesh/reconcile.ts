@@ -370,9 +370,9 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			const index = spec.frontend;
 			const row = cache.frontends.get(index);
 			const from = 2 * index;
-			if (!row || row.tables[1].table !== from || spec.id === from) return false;
+			if (!row || row.tables[1].table !== from || spec.id === from) return;
 			const slots = store.tables.read(from);
-			if (!slots) return false;
+			if (!slots) return;
 			store.tables.create([[spec.id, slots]]);
 			if (store.tables.hasTransitions(from)) {
 				const rows = store.tables.edit(from, (t) => Array.from({ length: t.size }, (_, i) => t.transition(i)));
@@ -388,11 +388,12 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			const ref = { table: spec.id, mask: slots.length - 1 };
 			store.setTableRef(index, 6, ref);
 			cache.frontends.set(index, { ...row, tables: [row.tables[0], ref] });
-			return true;
 		};
+		// Before IPv4's half changes.
+		for (const { service, spec } of todo)
+			if (spec.family === 6 && !tables.has(spec.id)) attempt(`table of ${service}`, () => split(spec), service);
 		const writeTable = (spec: TableSpec, slots: Uint32Array, fresh: [number, Uint32Array][]) => {
-			let state = tables.get(spec.id);
-			if (!state && split(spec)) state = tables.get(spec.id);
+			const state = tables.get(spec.id);
 			const clock = { nowNs: clockNs, windowNs: spec.windowNs };
 			if (!state) {
 				if (!spec.fromKernel || spec.toKernel) {

@@ -206,7 +206,8 @@ class Node {
 		const at = result.wakeAtMs;
 		if (at !== undefined && at !== this.wakeAtMs) {
 			this.wakeAtMs = at;
-			this.agenda.push(at / 1000, () => {
+			// A millisecond late: at / 1000 × 1000 may be less than at, for ever.
+			this.agenda.push(Math.max(this.agenda.now, at / 1000) + 0.001, () => {
 				this.wakeAtMs = undefined;
 				this.busy = this.busy.then(() => this.run());
 				return this.busy;

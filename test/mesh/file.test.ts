@@ -1,0 +1,535 @@
+import {
+	chmodSync,
+	mkdtempSync,
+	readFileSync,
+	renameSync,
+	rmSync,
+	statSync,
+	symlinkSync,
+	writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { loadConfig, parseConfig, updateConfig } from '../../src/config.js';
+import { BeelineError } from '../../src/errors.js';
+import { formatDuration, parseDuration, parsePrefix, parseSize } from '../../src/mesh/sources/document.js';
+import {
+	addNode,
+	createService,
+	openFileSource,
+	parseMembership,
+	removeNode,
+	removeService,
+	setBackendDrained,
+	setNodeDrained,
+	setServiceOptions,
+} from '../../src/mesh/sources/file.js';
+import type { Membership } from '../../src/mesh/types.js';
+
+const test = suite('file source and configuration');
+
+const MESH = `# the mesh
+nodes:
+  - { name: node1, address: 192.168.78.1 } # first
+  - { name: node2, address: 192.168.78.2 }
+services:
+  # the web
+  - name: web
+    ports: [{ published: 8080, target: 80, protocol: tcp }]
+    options: { returnPath: auto, trackingWindow: 2h15m }
+    backends:
+      - { node: node2, address: 172.18.0.2, weight: 1 } # one
+      - { node: node2, addresses: [172.18.0.3, "fd00::3"] }
+      - { node: node1 }
+networks:
+  - { name: red, subnet: 10.44.0.0/24, vni: 5001, attachable: true, options: { mtu: 1500, internal: false } }
+`;
+const ONE = MESH.replace('  - { name: node2, address: 192.168.78.2 }\n', '').replaceAll('node2', 'node1');
+
+const refusal = (f: () => unknown): BeelineError => {
+	try {
+		f();
+	} catch (error) {
+		if (error instanceof BeelineError) return error;
+		throw error;
+	}
+	throw new Error('it was accepted');
+};
+
+function inDirectory(body: (path: (name: string) => string) => void | Promise<void>) {
+	return async () => {
+		const directory = mkdtempSync(join(tmpdir(), 'beeline-mesh-'));
+		try {
+			await body((name) => join(directory, name));
+		} finally {
+			rmSync(directory, { recursive: true });
+		}
+	};
+}
+
+async function until(what: string, met: () => boolean, ms = 3000): Promise<void> {
+	const end = Date.now() + ms;
+	while (!met()) {
+		if (Date.now() > end) throw new Error(`waited ${ms} ms for ${what}`);
+		await new Promise((r) => setTimeout(r, 1));
+	}
+}
+
+test('mesh.yaml of the design is read, defaults filled in', () => {
+	const m = parseMembership('mesh.yaml', MESH);
+	assert.equal(m.nodes[1], { name: 'node2', address: '192.168.78.2', drained: false });
+	assert.equal(m.services[0].tasks, [
+		{ node: 'node2', address4: '172.18.0.2', weight: 1, state: 'active' },
+		{ node: 'node2', address4: '172.18.0.3', address6: 'fd00::3', weight: 1, state: 'active' },
+		{ node: 'node1', weight: 1, state: 'active' },
+	]);
+	assert.equal(m.services[0].options, {
+		returnPath: 'auto',
+		affinity: 'none',
+		tracking: 'auto',
+		trackingWindowMs: 8_100_000,
+		udpWindowMs: 60_000,
+		tableSize: 'auto',
+		drainTimeoutMs: 60_000,
+		addresses: [],
+		allow: [],
+		deny: [],
+		prefer: 'none',
+		enable: true,
+	});
+	assert.equal(m.networks[0].options, { mtu: 1500, internal: false });
+});
+
+test('JSON is YAML', () => {
+	const json = JSON.stringify({ nodes: [{ name: 'n', address: '10.0.0.1' }], services: [] });
+	assert.equal(parseMembership('mesh.yaml', json), {
+		nodes: [{ name: 'n', address: '10.0.0.1', drained: false }],
+		services: [],
+		networks: [],
+	});
+	assert.match(
+		refusal(() => parseMembership('m.json', json.replace('10.0.0.1', '10.0.0'))).message,
+		/^m\.json:1:32: nodes\[0\]\.address is "10\.0\.0": expected an IPv4/,
+	);
+});
+
+const refused: readonly (readonly [string, string, string, string])[] = [
+	[
+		'an unknown key',
+		'published: 8080',
+		'publishd: 8080',
+		'mesh.yaml:8:15: services[0].ports[0].publishd is an unknown key: expected one of published, target, protocol (and 1 more)',
+	],
+	[
+		'port 0',
+		'published: 8080',
+		'published: 0',
+		'mesh.yaml:8:26: services[0].ports[0].published is 0: expected a port from 1 to 65535',
+	],
+	[
+		'port 70000',
+		'published: 8080',
+		'published: 70000',
+		'mesh.yaml:8:26: services[0].ports[0].published is 70000: expected a port from 1 to 65535',
+	],
+	[
+		'a port published twice',
+		'target: 80, protocol: tcp }',
+		'target: 80 }, { published: 8080, target: 81 }',
+		'mesh.yaml:8:59: services[0].ports[1].published is tcp/8080, which service web publishes already: expected each published port once per protocol and address',
+	],
+	[
+		'a node without address',
+		'name: node2, address: 192.168.78.2',
+		'name: node2',
+		'mesh.yaml:4:5: nodes[1].address is missing: expected an IPv4 address such as 10.0.0.1',
+	],
+	[
+		'a backend on an unknown node',
+		'node: node2, address: 172.18.0.2',
+		'node: node9, address: 172.18.0.2',
+		'mesh.yaml:11:17: services[0].backends[0].node is "node9", which is no node: expected one of node1, node2',
+	],
+	[
+		'a VNI out of range',
+		'vni: 5001',
+		'vni: 16777216',
+		'mesh.yaml:15:45: networks[0].vni is 16777216: expected a VNI from 1 to 16777215',
+	],
+	[
+		'a node listed twice',
+		'name: node2',
+		'name: node1',
+		'mesh.yaml:4:13: nodes[1].name is node1, as nodes[0] is: expected each node once (and 2 more)',
+	],
+	[
+		'a backend listed twice',
+		'172.18.0.3',
+		'172.18.0.2',
+		'mesh.yaml:12:9: services[0].backends[1] is 172.18.0.2 on node2, as backends[0] is: expected each backend once',
+	],
+	[
+		'two addresses of one family',
+		'"fd00::3"',
+		'172.18.0.4',
+		'mesh.yaml:12:48: services[0].backends[1].addresses[1] is 172.18.0.4, of the same family as the first: expected one address of each family',
+	],
+	[
+		'a weight beyond 1000',
+		'weight: 1 }',
+		'weight: 1001 }',
+		'mesh.yaml:11:53: services[0].backends[0].weight is 1001: expected a weight from 0 to 1000',
+	],
+	[
+		'a bad prefix',
+		'trackingWindow: 2h15m',
+		'allow: [10.0.0.0/33]',
+		'mesh.yaml:9:42: services[0].options.allow[0] is "10.0.0.0/33": expected a prefix such as 10.0.0.0/8 or fd00::/8',
+	],
+	[
+		'a bad duration',
+		'2h15m',
+		'135',
+		'mesh.yaml:9:50: services[0].options.trackingWindow is 135: expected a duration such as 60s or 2h15m',
+	],
+	[
+		'a table that is no power of two',
+		'trackingWindow: 2h15m',
+		'tableSize: 1000',
+		'mesh.yaml:9:45: services[0].options.tableSize is 1000: expected auto or a power of two from 1024 to 131072',
+	],
+	[
+		'a loopback backend',
+		'172.18.0.2',
+		'127.0.0.1',
+		'mesh.yaml:11:33: services[0].backends[0].address is "127.0.0.1": expected an IPv4 or IPv6 address such as 10.0.0.1 or fd00::1',
+	],
+	[
+		'a list where a mapping belongs',
+		'options: { returnPath: auto, trackingWindow: 2h15m }',
+		'options: [a]',
+		'mesh.yaml:9:14: services[0].options is a list: expected a mapping',
+	],
+];
+for (const [what, from, to, message] of refused)
+	test(`${what} is refused with file, line and what was expected`, () => {
+		const error = refusal(() => parseMembership('mesh.yaml', MESH.replace(from, to)));
+		assert.is(error.message, message);
+		assert.is(error.code, 'INVALID_CONFIG');
+	});
+
+test('what is not YAML, or empty, is refused', () => {
+	assert.match(
+		refusal(() => parseMembership('mesh.yaml', MESH.replace('node1 }', 'node1'))).message,
+		/^mesh\.yaml:\d+:\d+: not YAML: /,
+	);
+	assert.match(
+		refusal(() => parseMembership('mesh.yaml', '')).message,
+		/^mesh\.yaml:1:1: nodes is missing: expected a list$/,
+	);
+	assert.match(
+		refusal(() => parseMembership('mesh.yaml', 'nodes: []')).message,
+		/nodes is a list: expected at least one node$/,
+	);
+});
+
+test('one port on two addresses, or on one address beside all, is no conflict', () => {
+	const with2 = (a: string, b: string) =>
+		parseMembership(
+			'm',
+			`{nodes: [{name: n, address: 10.0.0.1}], services: [{name: a, ports: [{published: 80, target: 80}], options: {addresses: [${a}]}}, {name: b, ports: [{published: 80, target: 81}], options: {addresses: [${b}]}}]}`,
+		);
+	with2('10.0.0.1', '10.0.0.2');
+	with2('10.0.0.1', '');
+	assert.match(
+		refusal(() => with2('10.0.0.1', '10.0.0.2, 10.0.0.1')).message,
+		/tcp\/80, which service a publishes already/,
+	);
+	assert.match(refusal(() => with2('', '')).message, /tcp\/80, which service a publishes already/);
+});
+
+test('durations, sizes and prefixes', () => {
+	for (const [text, ms] of [
+		['60s', 60_000],
+		['2h15m', 8_100_000],
+		['500ms', 500],
+		['1d', 86_400_000],
+		['1.5s', 1500],
+		['0', 0],
+	] as const)
+		assert.is(parseDuration(text), ms, text);
+	for (const x of ['60', 60, '', 's', '-1s', '1 s', '1w', '999d']) assert.is(parseDuration(x), undefined, String(x));
+	for (const ms of [0, 1, 1500, 60_000, 8_100_000, 86_399_999]) assert.is(parseDuration(formatDuration(ms)), ms);
+	assert.equal([parseSize('64k'), parseSize('1Mi'), parseSize(12), parseSize('x')], [65536, 1048576, 12, undefined]);
+	assert.equal(
+		[
+			parsePrefix('10.1.2.3/8'),
+			parsePrefix('fd00::1/16'),
+			parsePrefix('10.0.0.1'),
+			parsePrefix('10.0.0.0/33'),
+			parsePrefix('010.0.0.0/8'),
+		],
+		['10.0.0.0/8', 'fd00::/16', '10.0.0.1/32', undefined, undefined],
+	);
+});
+
+test(
+	'a change is known within 50 ms, in place, by rename and through a link; what did not change is the same object',
+	inDirectory(async (path) => {
+		writeFileSync(path('real.yaml'), MESH);
+		symlinkSync('real.yaml', path('mesh.yaml'));
+		const seen: { m: Membership; at: number }[] = [];
+		const errors: string[] = [];
+		const source = openFileSource(path('mesh.yaml'), {
+			onChange: (m) => seen.push({ m, at: performance.now() }),
+			onError: (e) => errors.push(e.message),
+		});
+		try {
+			const latencies: number[] = [];
+			const change = async (n: number, write: (text: string) => void) => {
+				const before = seen.length;
+				const at = performance.now();
+				write(MESH.replace('weight: 1 ', `weight: ${n} `));
+				await until(`change ${n}`, () => seen.length > before);
+				latencies.push(seen[before].at - at);
+				assert.is(source.current().services[0].tasks[0].weight, n);
+			};
+			const nodes = source.current().nodes;
+			await change(2, (t) => writeFileSync(path('real.yaml'), t));
+			await change(3, (t) => {
+				writeFileSync(path('next.yaml'), t);
+				renameSync(path('next.yaml'), path('real.yaml'));
+			});
+			await change(4, (t) => {
+				writeFileSync(path('other.yaml'), t);
+				symlinkSync('other.yaml', path('link'));
+				renameSync(path('link'), path('mesh.yaml'));
+			});
+			assert.is(source.current().nodes, nodes);
+			assert.equal(errors, []);
+			assert.ok(Math.min(...latencies) < 50, `ms: ${latencies.join(' ')}`);
+		} finally {
+			source.close();
+		}
+	}),
+);
+
+test(
+	'a bad reload keeps what was, says why once, and is over when the file is right again',
+	inDirectory(async (path) => {
+		writeFileSync(path('mesh.yaml'), MESH);
+		const seen: Membership[] = [];
+		const errors: string[] = [];
+		const source = openFileSource(path('mesh.yaml'), {
+			onChange: (m) => seen.push(m),
+			onError: (e) => errors.push(e.message),
+		});
+		try {
+			const before = source.current();
+			writeFileSync(path('mesh.yaml'), MESH.replace('8080', '70000'));
+			await until('the refusal', () => errors.length > 0);
+			assert.is(source.current(), before);
+			assert.match(errors[0], /mesh\.yaml:8:26: services\[0\]\.ports\[0\]\.published is 70000/);
+			assert.ok(source.error());
+			source.reload();
+			assert.is(errors.length, 1);
+			writeFileSync(path('mesh.yaml'), MESH);
+			await until('the end of the error', () => source.error() === undefined);
+			rmSync(path('mesh.yaml'));
+			await until('the second refusal', () => errors.length > 1);
+			assert.match(errors[1], /does not exist/);
+			assert.is(source.current(), before);
+			writeFileSync(path('mesh.yaml'), MESH.replace('8080', '8081'));
+			await until('the change', () => seen.length > 0);
+			assert.is(source.current().services[0].ports[0].published, 8081);
+		} finally {
+			source.close();
+		}
+	}),
+);
+
+test(
+	'drains, options and nodes are written into the file; comments, order and mode stay',
+	inDirectory((path) => {
+		const file = path('mesh.yaml');
+		writeFileSync(file, MESH);
+		chmodSync(file, 0o640);
+		setServiceOptions(file, 'web', { returnPath: 'dsr', allow: ['10.0.0.0/8'], trackingWindow: null });
+		setBackendDrained(file, 'web~node2~172.18.0.3~80~tcp', true);
+		setNodeDrained(file, 'node1', true);
+		const m = addNode(file, { name: 'node3', address: '192.168.78.3' });
+		assert.equal([m.nodes[0].drained, m.services[0].tasks[1].state], [true, 'draining']);
+		const text = readFileSync(file, 'utf8');
+		for (const line of [
+			'# the mesh',
+			'  - { name: node1, address: 192.168.78.1, drain: true } # first',
+			'  - { name: node3, address: 192.168.78.3 }',
+			'  # the web',
+			'    options: { returnPath: dsr, allow: [ 10.0.0.0/8 ] }',
+			'      - { node: node2, address: 172.18.0.2, weight: 1 } # one',
+			'      - { node: node2, addresses: [ 172.18.0.3, "fd00::3" ], drain: true }',
+		])
+			assert.ok(text.split('\n').includes(line), `${line}\nin\n${text}`);
+		assert.is(statSync(file).mode & 0o777, 0o640);
+		setBackendDrained(file, 'web~node2~172.18.0.3~80~tcp', false);
+		setNodeDrained(file, 'node1', false);
+		assert.is(readFileSync(file, 'utf8').includes('drain'), false);
+		removeNode(file, 'node3');
+		assert.is(readFileSync(file, 'utf8').includes('node3'), false);
+	}),
+);
+
+test(
+	'a bad edit changes nothing and names the field',
+	inDirectory((path) => {
+		const file = path('mesh.yaml');
+		writeFileSync(file, MESH);
+		const codes = (
+			[
+				() => setServiceOptions(file, 'web', { returnPath: 'x' }),
+				() => setServiceOptions(file, 'web', { retrunPath: 'dsr' }),
+				() => setServiceOptions(file, 'nosuch', { returnPath: 'dsr' }),
+				() => setBackendDrained(file, 'nosuch', true),
+				() => setNodeDrained(file, 'nosuch', true),
+				() => removeNode(file, 'node2'),
+				() => addNode(file, { name: 'node1', address: '1.2.3.4' }),
+				() => addNode(file, { name: 'node4', address: '192.168.78.1' }),
+				() => createService(file, { name: 'db', ports: [{ published: 1, target: 1, protocol: 'tcp' }], backends: [] }),
+				() => removeService(file, 'web'),
+			] as const
+		).map((f) => {
+			const e = refusal(f);
+			return `${e.code} ${e.field ?? ''}`.trim();
+		});
+		assert.equal(codes, [
+			'INVALID_CONFIG options.returnPath',
+			'INVALID_CONFIG options.retrunPath',
+			'NOT_FOUND',
+			'NOT_FOUND',
+			'NOT_FOUND',
+			'CONFLICT',
+			'CONFLICT',
+			'INVALID_CONFIG nodes[2].address',
+			'CONFLICT',
+			'CONFLICT',
+		]);
+		assert.is(readFileSync(file, 'utf8'), MESH);
+	}),
+);
+
+test(
+	'where the file names one node, services are made and removed',
+	inDirectory((path) => {
+		const file = path('mesh.yaml');
+		writeFileSync(file, ONE);
+		const m = createService(file, {
+			name: 'db',
+			ports: [{ published: 5432, target: 5432, protocol: 'tcp' }],
+			options: { drainTimeout: '30s' },
+			backends: [{ node: 'node1' }],
+		});
+		assert.is(m.services[1].options.drainTimeoutMs, 30_000);
+		assert.equal(
+			removeService(file, 'db').services.map((s) => s.name),
+			['web'],
+		);
+		assert.match(
+			refusal(() =>
+				createService(file, { name: 'x', ports: [{ published: 8080, target: 1, protocol: 'tcp' }], backends: [] }),
+			).message,
+			/tcp\/8080, which service web publishes already/,
+		);
+	}),
+);
+
+test('beeline.yaml: defaults', () => {
+	const c = parseConfig('/etc/beeline/beeline.yaml', '', 'host1');
+	assert.equal(c, {
+		file: '/etc/beeline/beeline.yaml',
+		node: { name: 'host1' },
+		membership: { source: 'file', file: '/etc/beeline/mesh.yaml' },
+		http: { listen: [{ host: '127.0.0.1', port: 7980 }], socket: '/run/beeline/beeline.sock' },
+		datapath: {
+			xdp: 'auto',
+			vxlanPort: 4789,
+			vni: 12509184,
+			returnPath: 'auto',
+			staleAfter: 60_000,
+			acceptFirewallBypass: false,
+			maxFlows: 524288,
+			maxTracked: 262144,
+			maxHalfOpen: 65536,
+		},
+		pinRoot: '/sys/fs/bpf/beeline',
+		log: { level: 'info' },
+	});
+});
+
+for (const [what, text, message] of [
+	[
+		'an unknown key',
+		'datapath: { vnii: 1 }',
+		'b.yaml:1:13: datapath.vnii is an unknown key: expected one of xdp, vxlanPort, vni, returnPath, staleAfter, acceptFirewallBypass, maxFlows, maxTracked, maxHalfOpen',
+	],
+	['a VNI out of range', 'datapath: { vni: 0 }', 'b.yaml:1:18: datapath.vni is 0: expected a VNI from 1 to 16777215'],
+	[
+		'listening beyond loopback without a token',
+		'http: { listen: ["0.0.0.0:7980"] }',
+		'b.yaml:1:18: http.listen[0] is 0.0.0.0:7980, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1',
+	],
+	[
+		'an unknown source',
+		'membership: { source: consul }',
+		'b.yaml:1:23: membership.source is "consul": expected file, docker or etcd',
+	],
+	[
+		'a bad address to listen on',
+		'http: { listen: ["localhost"] }',
+		'b.yaml:1:18: http.listen[0] is "localhost": expected an address and a port such as 127.0.0.1:7980 or [::1]:7980',
+	],
+	[
+		'a relative pinRoot',
+		'pinRoot: beeline',
+		'b.yaml:1:10: pinRoot is "beeline": expected an absolute path on a BPF file system',
+	],
+	[
+		'an uplink named twice',
+		'uplinks: [eth0, eth0]',
+		'b.yaml:1:17: uplinks[1] is eth0 a second time: expected each uplink once',
+	],
+] as const)
+	test(`beeline.yaml: ${what} is refused`, () => {
+		assert.is(refusal(() => parseConfig('b.yaml', text, 'h')).message, message);
+	});
+
+test('beeline.yaml: beyond loopback with a token is accepted', () => {
+	const c = parseConfig('/x/b.yaml', 'http: { listen: ["0.0.0.0:7980", "[::]:7980"], tokenFile: token }', 'h');
+	assert.equal(c.http.listen, [
+		{ host: '0.0.0.0', port: 7980 },
+		{ host: '::', port: 7980 },
+	]);
+	assert.is(c.http.tokenFile, '/x/token');
+});
+
+test(
+	'beeline.yaml: values are written back with comments kept, and bad ones are not',
+	inDirectory((path) => {
+		const file = path('beeline.yaml');
+		writeFileSync(file, '# mine\ndatapath:\n  returnPath: auto # measured\n');
+		assert.is(
+			updateConfig(file, { 'datapath.returnPath': 'tunnel', 'log.level': 'debug' }).datapath.returnPath,
+			'tunnel',
+		);
+		assert.is(readFileSync(file, 'utf8'), '# mine\ndatapath:\n  returnPath: tunnel # measured\nlog:\n  level: debug\n');
+		assert.match(
+			refusal(() => updateConfig(file, { 'datapath.returnPath': 'x' })).message,
+			/datapath\.returnPath is "x": expected auto, dsr or tunnel/,
+		);
+		assert.is(loadConfig(file).log.level, 'debug');
+		assert.is(refusal(() => loadConfig(path('none.yaml'))).code, 'READ_FAILED');
+	}),
+);
+
+test.run();
