@@ -111,7 +111,7 @@ test('JSON is YAML', () => {
 	});
 	assert.match(
 		refusal(() => parseMembership('m.json', json.replace('10.0.0.1', '10.0.0'))).message,
-		/^m\.json:1:32: nodes\[0\]\.address is "10\.0\.0": expected an IPv4/,
+		/^m\.json:1:33: nodes\[0\]\.address is "10\.0\.0": expected an IPv4/,
 	);
 });
 

@@ -72,9 +72,9 @@ const tries: readonly Try[] = [
 	[
 		'a local client whose source port is a published port, TCP',
 		async (net) => {
+			// 8080 lies outside ip_local_port_range: no socket gets it as a source port that does not ask for it by name.
 			for (const node of net.nodes)
-				for (const port of [8080, 40_000])
-					for (const target of targets(net, ['c1'], 9000, [4, 6])) await answers(net, node, 'c1', ['-p', port, target]);
+				for (const target of targets(net, ['c1'], 9000, [4, 6])) await answers(net, node, 'c1', ['-p', 40_000, target]);
 		},
 	],
 	[
@@ -161,19 +161,23 @@ scenario(
 		for (const [name, attempt] of tries) test(`without Beeline: ${name}`, ({ net }) => attempt(net));
 		test('the agents start', async ({ net, mesh }) => {
 			const backends = net.tasks().map((task) => taskBackend(net, task));
-			mesh.started = await Mesh.start(net, {
-				services: [
-					{
-						name: 'web',
-						ports: [
-							{ published: 8080, target: 80 },
-							{ published: 40_000, target: 80 },
-						],
-						backends,
-					},
-					{ name: 'dns', ports: [{ published: 40_000, target: 53, protocol: 'udp' }], backends },
-				],
-			});
+			mesh.started = await Mesh.start(
+				net,
+				{
+					services: [
+						{
+							name: 'web',
+							ports: [
+								{ published: 8080, target: 80 },
+								{ published: 40_000, target: 80 },
+							],
+							backends,
+						},
+						{ name: 'dns', ports: [{ published: 40_000, target: 53, protocol: 'udp' }], backends },
+					],
+				},
+				{ configs: { n1: { uplinks: ['eth0'] } } },
+			);
 			const report = await net.load('c1', [
 				'-n',
 				60,

@@ -67,17 +67,22 @@ scenario(
 			await agent.stop();
 			const left = await agent.cli(['detach', '--config', agent.configFile, '--wait', '6s'], { local: true });
 			assert.is(left.code, 0, left.stderr);
-			assert.equal((await short.report()).failures, {});
+			const shortReport = await short.report();
+			assert.equal(shortReport.failures, {}, `made by Beeline, ended while it left: ${JSON.stringify(shortReport)}`);
 
 			const after = await net.load('c1', ['-n', 100, '-t', 3000, ...targets(net, ['n2'], 8080)]);
-			assert.equal(after.failures, {});
+			assert.equal(after.failures, {}, `made after it left: ${JSON.stringify(after)}`);
 			assert.equal(Object.keys(after.backends).sort(), ['n2t1', 'n2t2'], 'the kernel serves again');
 
 			const oldReport = await old.finish();
-			assert.equal(oldReport.failures, {}, JSON.stringify(oldReport.failures));
+			assert.equal(
+				oldReport.failures,
+				{},
+				`made by the kernel before Beeline came: ${JSON.stringify(oldReport.failures)}`,
+			);
 			assert.is(oldReport.moved, 0);
 			const steadyReport = await steady.finish();
-			assert.equal(steadyReport.failures, {}, JSON.stringify(steadyReport.failures));
+			assert.equal(steadyReport.failures, {}, `made all the time: ${JSON.stringify(steadyReport.failures)}`);
 			await mesh.close();
 		});
 	},

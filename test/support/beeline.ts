@@ -96,13 +96,10 @@ export class Agent {
 			env: { BEELINE_NO_BUILD: '1' },
 		});
 		this.running = running;
-		void running.ended.then(
-			(result) => {
-				this.log += result.stdout + result.stderr;
-				writeFileSync(join(this.directory, 'agent.log'), this.log, { flag: 'w' });
-			},
-			() => {},
-		);
+		void running.ended.then((result) => {
+			this.log += result.stdout + result.stderr;
+			if (existsSync(this.directory)) writeFileSync(join(this.directory, 'agent.log'), this.log);
+		});
 		return running;
 	}
 

@@ -363,6 +363,8 @@ export class Topology {
 		this.ip('sw', [`link set ${port} master ${options.bridge ?? 'br0'} up`]);
 		this.napi('sw', port);
 		this.asWire(name, device);
+		// A bridge takes VLAN tags off; a veth that need not put them back hands them over beside the frame, unseen by XDP.
+		this.exec('sw', ['ethtool', '-K', port, 'txvlan', 'off']);
 		this.ip(name, [`link set ${device} up`]);
 	}
 
