@@ -163,8 +163,11 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	return ref;
 }
 
-/* The backend of a packet to a frontend; REF_NONE: none is alive. */
-INLINE __u32 pick(const struct packet *p, const struct frontend *fe, __u32 hash)
+/*
+ * The backend of a packet to a frontend; REF_NONE: none is alive. `*backend` is its row where a stable slot led to it,
+ * and is left as it was where the rules above chose.
+ */
+INLINE __u32 pick(const struct packet *p, const struct frontend *fe, __u32 hash, struct backend **backend)
 {
 	bool v6 = p->family == 6;
 	__u32 slot = hash & fe->tables[v6].mask;
@@ -179,8 +182,11 @@ INLINE __u32 pick(const struct packet *p, const struct frontend *fe, __u32 hash)
 		return pick_tracked(p, fe, slot);
 	if (unlikely(is_kernel(ref)))
 		return ref;
-	if (unlikely(!ref || !is_alive(ref)))
+	struct backend *b = ref ? backend_of(ref) : NULL;
+
+	if (unlikely(!is_incarnation(b, ref)))
 		return next_alive(fe->tables[v6].table, fe->tables[v6].mask, slot);
+	*backend = b;
 	return ref;
 }
 

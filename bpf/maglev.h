@@ -78,15 +78,17 @@ INLINE bool is_kernel(__u32 ref)
 	return (ref & REF_INDEX_MASK) == REF_KERNEL;
 }
 
-/* Active or draining, and still the incarnation that was meant. The kernel's mesh always is. */
-INLINE bool is_alive(__u32 ref)
+/* Active or draining, and still the incarnation that was meant. */
+INLINE bool is_incarnation(const struct backend *b, __u32 ref)
 {
-	if (is_kernel(ref))
-		return true;
-	struct backend *b = backend_of(ref);
-
 	return b && (b->state == BACKEND_ACTIVE || b->state == BACKEND_DRAINING) &&
 	       b->generation == (ref & REF_GENERATION_MASK) >> REF_INDEX_BITS;
+}
+
+/* The kernel's mesh always is. */
+INLINE bool is_alive(__u32 ref)
+{
+	return is_kernel(ref) || is_incarnation(backend_of(ref), ref);
 }
 
 INLINE __u32 *slot_of(__u32 table, __u32 slot)

@@ -193,7 +193,7 @@ GLOBAL int to_client(struct __sk_buff *skb, const struct packet *p)
 GLOBAL int encap_skb(struct __sk_buff *skb, const struct node *n, const struct mac_key *to)
 {
 	struct settings *s = settings_row();
-	struct outer o;
+	struct outer o __attribute__((aligned(8)));
 	struct ethhdr inner;
 
 	if (!n || !to || !s)

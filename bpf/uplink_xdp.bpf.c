@@ -13,6 +13,7 @@
 struct passage {
 	struct local_backend *lb;	/* set: delivered on this node */
 	__u32 ref;			/* else: the backend */
+	struct backend *backend;	/* its row, where it is known already */
 	__u32 hash;
 	__u32 node;			/* ingress node; index in `nodes` */
 	__be32 vtep;			/* its VTEP */
@@ -149,7 +150,7 @@ INLINE int encap(struct xdp_md *ctx, struct packet *p, const struct settings *s,
 INLINE int send(struct xdp_md *ctx, struct packet *p, const struct settings *s, struct passage *to, bool frags)
 {
 	if (!to->lb) {
-		struct backend *b = backend_of(to->ref);
+		struct backend *b = likely(to->backend) ? to->backend : backend_of(to->ref);
 
 		if (!b)
 			return DROP_NO_BACKEND;
@@ -429,7 +430,8 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 
 	if (!fe || !fe->tables[q->family == 6].table)
 		return REF_NONE;
-	__u32 ref = pick(q, fe, flow_hash(q, s->hash_seed, fe->flags & FRONTEND_AFFINITY));
+	struct backend *b;
+	__u32 ref = pick(q, fe, flow_hash(q, s->hash_seed, fe->flags & FRONTEND_AFFINITY), &b);
 
 	return is_kernel(ref) ? REF_NONE : ref;
 }
@@ -481,7 +483,7 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 			return PASS_STALE;
 	}
 	to->hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
-	to->ref = pick(p, fe, to->hash);
+	to->ref = pick(p, fe, to->hash, &to->backend);
 	count_frontend(index, p->len);
 	if (unlikely(!to->ref))
 		return DROP_NO_BACKEND;

@@ -41,7 +41,7 @@ struct outer {
 	struct iphdr ip;
 	struct udphdr udp;
 	struct vxlan_header vxlan;
-} __attribute__((packed));
+} __attribute__((packed, aligned(2)));	/* two, or clang would write it byte by byte */
 
 _Static_assert(sizeof(struct outer) == ENCAP_LEN, "outer headers");
 
@@ -53,25 +53,30 @@ struct probe {
 	__be32 pad;
 } __attribute__((packed));
 
+/* Both addresses of a node's row at once: they lie there as in the header. `o` is 8-byte aligned where it is on the stack. */
+INLINE void copy_macs(struct outer *o, const struct node *n)
+{
+	_Static_assert(offsetof(struct node, smac) == offsetof(struct node, dmac) + 6, "as in an Ethernet header");
+	*(__u64 *)(void *)o = *(const __u64 *)n->dmac;
+	*(__u32 *)((void *)o + 8) = *(const __u32 *)(n->smac + 2);
+}
+
 /* `len`: bytes of the inner frame. IPv4 checksum as the kernel computes it, UDP checksum 0 (RFC 7348 section 5). */
 INLINE void fill_outer(struct outer *o, const struct settings *s, const struct node *n, __u32 len, __u32 hash)
 {
-	copy_mac(o->eth.h_dest, n->dmac);
-	copy_mac(o->eth.h_source, n->smac);
+	__be32 from = s->vtep, to = n->vtep;
+
+	copy_macs(o, n);
 	o->eth.h_proto = bpf_htons(ETH_P_IP);
-	*(__u8 *)&o->ip = 0x45;
-	o->ip.tos = 0;
+	*(__be16 *)&o->ip = bpf_htons(0x4500);	/* version, IHL; TOS */
 	o->ip.tot_len = bpf_htons(len + OUTER_IP_LEN);
 	o->ip.id = 0;
 	o->ip.frag_off = bpf_htons(IP_DF);
-	o->ip.ttl = 64;
-	o->ip.protocol = IPPROTO_UDP;
-	o->ip.check = 0;
-	o->ip.saddr = s->vtep;
-	o->ip.daddr = n->vtep;
+	*(__be16 *)&o->ip.ttl = bpf_htons(64 << 8 | IPPROTO_UDP);
+	o->ip.saddr = from;
+	o->ip.daddr = to;
 	/* Words of the header that are constant: 4500 + 0000 + 4000 + 4011. */
-	__u64 sum = (__u64)bpf_htons(0x4500) + bpf_htons(0x4000) + bpf_htons(0x4011) + o->ip.tot_len + (__u64)s->vtep +
-		    n->vtep;
+	__u64 sum = (__u64)bpf_htons(0x4500) + bpf_htons(0x4000) + bpf_htons(0x4011) + o->ip.tot_len + (__u64)from + to;
 
 	o->ip.check = ~fold(sum);
 	o->udp.source = bpf_htons(0xc000 | (hash >> 16 & 0x3fff));
