@@ -89,7 +89,8 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	flow_key_of(&k, p);
 	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
 
-	if (!f)
+	/* A record of another generation is none, and must not hide one in the other table. */
+	if (!f || f->generation != generation)
 		f = bpf_map_lookup_elem(&conntrack_old, &k);
 	if (f && f->generation != generation)
 		f = NULL;
