@@ -391,6 +391,21 @@ test('listening: the socket has mode 0600 and changes without a token, TCP reads
 				req.end();
 			});
 		assert.is(await send({ socketPath: path }), 200);
+		// Without a length: chunked, which the limit must read before it can count.
+		assert.is(await send({ socketPath: path, method: 'DELETE', path: '/v1/nodes/node2' }), 204);
+		const big = await new Promise<number>((resolve, reject) => {
+			const req = httpRequest(
+				{ socketPath: path, path: '/v1/config', method: 'PATCH', headers: { 'content-type': 'application/json' } },
+				(res) => {
+					res.resume();
+					res.on('end', () => resolve(res.statusCode!));
+				},
+			);
+			req.on('error', reject);
+			for (let i = 0; i < 17; i++) req.write('x'.repeat(65536));
+			req.end();
+		});
+		assert.is(big, 413);
 		const port = Number(server.addresses[1]!.split(':')[1]);
 		assert.is(await send({ host: '127.0.0.1', port }), 401);
 		assert.is(await send({ host: '127.0.0.1', port, method: 'GET', path: '/v1/status' }), 200);

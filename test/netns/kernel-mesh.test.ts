@@ -41,7 +41,7 @@ scenario(
 			await old.ready();
 			// A load of new connections runs through everything.
 			const steady = net.startLoad('c1', [
-				...['-n', 0, '-c', 50, '-r', 200, '-d', 120_000, '-t', 4000],
+				...['-n', 0, '-c', 50, '-r', 200, '-d', 120_000, '-t', 4000, '-v'],
 				...targets(net, ['n2'], 8080),
 			]);
 			const mesh = await Mesh.start(net, {
@@ -82,7 +82,11 @@ scenario(
 			);
 			assert.is(oldReport.moved, 0);
 			const steadyReport = await steady.finish();
-			assert.equal(steadyReport.failures, {}, `made all the time: ${JSON.stringify(steadyReport.failures)}`);
+			assert.equal(
+				steadyReport.failures,
+				{},
+				`made all the time: ${JSON.stringify(steadyReport.failures)} ${JSON.stringify(steadyReport.rows?.filter((row) => row.failure))}`,
+			);
 			await mesh.close();
 		});
 	},

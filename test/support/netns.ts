@@ -527,6 +527,8 @@ export interface LoadReport {
 	readonly clients: Readonly<Record<string, number>>;
 	readonly latencyUs: { readonly p50: number; readonly p99: number; readonly max: number };
 	readonly rows?: readonly {
+		/** When it was begun, ms after the start. */
+		readonly atMs: number;
 		readonly port: number;
 		readonly target: string;
 		readonly backend: string;

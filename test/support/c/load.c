@@ -39,7 +39,7 @@ struct connection {
 	int backend;
 };
 
-struct row { int port, target, backend, last; uint64_t requests; const char *failure; };
+struct row { int port, target, backend, last; uint64_t requests, began_us; const char *failure; };
 
 static int total = 1, concurrency = 100, pause_ms, rate, duration_ms, timeout_ms = 10000, source_port, verbose;
 static long per_connection = 1;
@@ -136,6 +136,8 @@ static void begin(struct connection *c, uint64_t now)
 	c->backend = -1;
 	to = &targets[c->target];
 	open_count++;
+	if (verbose && c->number < row_count)
+		rows[c->number].began_us = now;
 	c->fd = socket(to->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	if (c->fd < 0)
 		die("socket: %s", strerror(errno));
@@ -481,8 +483,9 @@ int main(int argc, char **argv)
 		for (int i = 0; i < started && i < row_count; i++) {
 			char text[64];
 
-			printf("%s{\"port\":%d,\"target\":\"%s\",\"backend\":\"%s\",\"last\":\"%s\",\"requests\":%llu,\"failure\":%s%s%s}",
-			       i ? "," : "", rows[i].port, address_text(&targets[rows[i].target], text, sizeof(text)),
+			printf("%s{\"atMs\":%llu,\"port\":%d,\"target\":\"%s\",\"backend\":\"%s\",\"last\":\"%s\",\"requests\":%llu,\"failure\":%s%s%s}",
+			       i ? "," : "", (unsigned long long)(rows[i].began_us - start) / 1000, rows[i].port,
+			       address_text(&targets[rows[i].target], text, sizeof(text)),
 			       rows[i].requests ? backends.rows[rows[i].backend].name : "",
 			       rows[i].requests ? backends.rows[rows[i].last].name : "", (unsigned long long)rows[i].requests,
 			       rows[i].failure ? "\"" : "", rows[i].failure ? rows[i].failure : "null", rows[i].failure ? "\"" : "");
