@@ -426,8 +426,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					nowMs: nowMs(),
 					...(mesh === undefined ? {} : { previous: mesh }),
 				});
+				const looks = local === undefined || rereads || views.localSignature(nextMesh) !== views.localSignature(mesh);
 				const l =
-					local === undefined || rereads || views.localSignature(nextMesh) !== views.localSignature(mesh)
+					local === undefined || looks
 						? await locals.collect({
 								mesh: nextMesh,
 								address: config.node.address,
@@ -463,7 +464,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
 				if (!committed && !fresh) commit();
 				// Replies need their program before requests arrive.
-				if (committed) attachEndpoints(wantedEndpoints);
+				if (committed && looks) attachEndpoints(wantedEndpoints);
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
 				changes = result.rowsWritten + result.rowsDeleted + result.slotsChanged;
@@ -483,7 +484,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						warnings.set('socket', `processes of this node cannot dial published ports on it: ${sentence(x)}`);
 					}
 				}
-				if (committed) {
+				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
+				if (committed && looks) {
 					await attachUplinks(l);
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.
 					const inUse = new Set([...d.store.localBackends.entries()].map(([, row]) => row.ifindex));

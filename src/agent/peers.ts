@@ -10,7 +10,8 @@ import { Datagrams } from 'libbpf-ts';
 import { decodeAnswer, encodeProbe, ip4Number } from './probe.js';
 import { DsrProofs, type DsrSend, type DsrTarget } from './probe-dsr.js';
 
-export const TICK_MS = 20;
+/** At most so often anything is looked at; answers carry the kernel's times, so nothing is gained by looking at once. */
+export const TICK_MS = 40;
 /** Between probes of a node that answers, in a cluster of up to 200; each further node adds a little. */
 export const INTERVAL_MS = 200;
 export const INTERVAL_MOST_MS = 450;

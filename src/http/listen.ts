@@ -54,13 +54,13 @@ export async function listen(app: Fetcher, socket: string | undefined, tcp: read
 	const servers: Server[] = [];
 	const addresses: string[] = [];
 	const make = () => {
-		const server = createServer(
-			getRequestListener((request, env) => app.fetch(request, env), { overrideGlobalObjects: false }),
-		);
+		const server = createServer(getRequestListener((request, env) => app.fetch(request, env)));
 		// A reader that sends its headers a byte at a time holds a connection no longer than this.
 		server.headersTimeout = 10_000;
 		server.requestTimeout = 30_000;
 		server.maxHeadersCount = 100;
+		// Above the clients' own: a server that closes an idle connection first races with the next request on it.
+		server.keepAliveTimeout = 75_000;
 		servers.push(server);
 		return server;
 	};
