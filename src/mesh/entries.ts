@@ -232,6 +232,7 @@ interface Context {
 	readonly nowMs: number;
 	/** Port key → the service that serves it on every address: a port that is leaving yields to it. */
 	readonly servedBy: ReadonlyMap<number, string>;
+	readonly vteps: ReadonlyMap<string, number>;
 	readonly process4: string;
 	readonly process6: string;
 }
@@ -271,7 +272,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 					state: STATE[b.state],
 					generation: id.generation,
 					mac: b.mac,
-					node: ids.nodes.acquire(node.address, nowMs).index,
+					node: c.vteps.get(node.address) as number,
 				},
 			});
 			if (b.node !== c.mesh.self) continue;
@@ -462,6 +463,7 @@ export function entries(
 		ids,
 		nowMs,
 		servedBy,
+		vteps,
 		process4: facts.processAddress4 ?? facts.vtep,
 		process6: process6(facts),
 	};

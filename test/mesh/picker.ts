@@ -75,7 +75,11 @@ export function mix(x: number, y = 0): number {
 }
 
 /** @param frontend reads the row each time: its table and mask change */
-export function createPicker(store: MemoryStore, limits: PickerLimits, frontend: () => Frontend | undefined): Picker {
+export function createPicker(
+	store: MemoryStore,
+	limits: PickerLimits,
+	frontend: (udp: boolean) => Frontend | undefined,
+): Picker {
 	const halfOpen = new Lru<{ ref: number; isn: number }>(limits.halfOpen);
 	const promoted = new Lru<Flow>(limits.conntrack);
 	const old = new Lru<Flow>(limits.old);
@@ -91,7 +95,7 @@ export function createPicker(store: MemoryStore, limits: PickerLimits, frontend:
 	};
 
 	function ref(p: Packet): number {
-		const f = frontend();
+		const f = frontend(p.kind === 'udp');
 		if (!f || f.tables[0].table === 0) return REF_NONE;
 		const { table, mask } = f.tables[0];
 		const { slots, transitions } = store.memory.tables.get(table) as {

@@ -336,6 +336,7 @@ test('random histories: the maps of an agent that saw them all are those of one 
 				),
 			),
 			allow: fc.constantFrom([], ['10.0.0.0/8']),
+			addresses: fc.constantFrom([], ['192.168.78.1'], ['192.168.78.1', 'fd00:78::1']),
 		}),
 		{ maxLength: 3 },
 	);
@@ -352,7 +353,9 @@ test('random histories: the maps of an agent that saw them all are those of one 
 				});
 				last = mesh(
 					two,
-					services.map((s) => service(s.name, s.port, s.tasks, { allow: s.allow, tableSize: 64 })),
+					services.map((s) =>
+						service(s.name, s.port, s.tasks, { allow: s.allow, addresses: s.addresses, tableSize: 64 }),
+					),
 				);
 				if (restart) n.restart();
 				assert.equal((await n.apply(last)).errors, []);
@@ -377,6 +380,7 @@ test('random histories: the maps of an agent that saw them all are those of one 
 					.map(([k, v]) => `${k} ${v & ~PORT_FRONTEND_MASK} ${v & PORT_FRONTEND_MASK ? 'frontend' : ''}`)
 					.sort(),
 				lists: [...x.store.allow.entries()].length,
+				exact: [...x.store.exactFrontends.entries()].map(([k]) => `${k.addr} ${k.proto}/${k.port}`).sort(),
 				nodes: [...x.store.nodes.entries()].length,
 				shares: [...x.store.frontends.entries()]
 					.map(([, f]) => `${f.proto}/${f.port} ${[...x.shares(f.tables[0].table)].join(' ')}`)

@@ -5,13 +5,16 @@
  *     clients ──packets──▶ node 0…3 ──pick──▶ backend      a flow that its owner's life did not end
  *     operator ─membership─▶ (delays, restarts)            must stay with its owner
  */
-import { type Entries, entries, type LocalFacts } from '../../src/mesh/entries.js';
+
+import { PORT_FRONTEND_MASK } from '../../src/loader/layout.gen.js';
+import { type Entries, entries, type LocalFacts, portKey } from '../../src/mesh/entries.js';
 import { createIds, type Ids } from '../../src/mesh/ids.js';
 import { HEALTHY, type Mesh, plan } from '../../src/mesh/plan.js';
 import { createReconciler, type Reconciler } from '../../src/mesh/reconcile.js';
+import type { MeshStore } from '../../src/mesh/store.js';
 import type { BackendState, Membership, ServiceOptions } from '../../src/mesh/types.js';
-import { createMemoryStore, type MemoryStore } from './memory-store.js';
-import { createPicker, type Kind, mix, type Picker, type PickerLimits } from './picker.js';
+import { createMemoryStore } from './memory-store.js';
+import { createPicker, type Kind, type Picker, type PickerLimits } from './picker.js';
 
 export interface Profile {
 	readonly name: string;
@@ -135,7 +138,8 @@ const options: ServiceOptions = {
 
 /** One ingress node: its maps outlive its agent. */
 class Node {
-	readonly store: MemoryStore = createMemoryStore(false);
+	readonly world: World;
+	readonly store: MeshStore;
 	readonly picker: Picker;
 	version = 0;
 	private ids!: Ids;
@@ -149,11 +153,13 @@ class Node {
 	constructor(
 		readonly index: number,
 		private readonly agenda: Agenda,
-		newPicker: NewPicker,
+		newWorld: NewWorld,
 		limits: PickerLimits,
 	) {
+		this.world = newWorld(limits);
+		this.store = this.world.store;
+		this.picker = this.world.picker;
 		this.start();
-		this.picker = newPicker(this.store, limits);
 	}
 	private start(): void {
 		this.ids = createIds();
@@ -163,7 +169,7 @@ class Node {
 		this.entries = undefined;
 	}
 	clock(): void {
-		this.store.memory.nowNs = 1_000_000_000_000n + BigInt(Math.round(this.agenda.now * 1e9));
+		this.world.setNow(1_000_000_000_000n + BigInt(Math.round(this.agenda.now * 1e9)));
 	}
 	apply(membership: Membership): Promise<void> {
 		this.membership = membership;
@@ -229,14 +235,33 @@ const facts: LocalFacts = {
 	refusedPorts: new Map(),
 };
 
-/** Makes the packet side of one node: the rules in TypeScript, or the BPF program itself. */
-export type NewPicker = (store: MemoryStore, limits: PickerLimits) => Picker;
+/** Maps of one node, and the packet side on them: the rules in TypeScript, or the BPF programs on real maps. */
+export interface World {
+	readonly store: MeshStore;
+	readonly picker: Picker;
+	/** What `store.now()` and the packet side take for CLOCK_BOOTTIME from here on. */
+	setNow(ns: bigint): void;
+	/** Called once at the end, also after a failure. */
+	close(): void;
+}
+export type NewWorld = (limits: PickerLimits) => World;
 
-export const typescriptPicker: NewPicker = (store, limits) =>
-	createPicker(store, limits, () => {
-		const index = store.ports.get(8080);
-		return index === undefined ? undefined : store.frontends.get(index & 0xfffff);
+/** The model publishes port 8080, TCP and UDP. */
+export const typescriptWorld: NewWorld = (limits) => {
+	const store = createMemoryStore(false);
+	const picker = createPicker(store, limits, (udp) => {
+		const index = store.ports.get(portKey(udp ? 'udp' : 'tcp', 8080));
+		return index === undefined ? undefined : store.frontends.get(index & PORT_FRONTEND_MASK);
 	});
+	return {
+		store,
+		picker,
+		setNow(ns) {
+			store.memory.nowNs = ns;
+		},
+		close() {},
+	};
+};
 
 interface Backend {
 	readonly id: number;
@@ -268,7 +293,7 @@ export async function simulate(
 	p: Profile,
 	seed: number,
 	packets: number,
-	newPicker = typescriptPicker,
+	newWorld: NewWorld = typescriptWorld,
 ): Promise<Outcome> {
 	const r = rng(seed * 7919 + 13);
 	const rf = rng(seed * 104729 + 7);
@@ -286,7 +311,7 @@ export async function simulate(
 		peak: 0,
 		examples: [] as string[],
 	};
-	const nodes = Array.from({ length: NODES }, (_, i) => new Node(i, agenda, newPicker, p.limits));
+	const nodes = Array.from({ length: NODES }, (_, i) => new Node(i, agenda, newWorld, p.limits));
 	const backends = new Map<number, Backend>();
 	const byMac = new Map<string, Backend>();
 	const retired: number[] = [];
@@ -308,7 +333,10 @@ export async function simulate(
 			services: [
 				{
 					name: 'web',
-					ports: [{ published: 8080, target: 80, protocol: 'tcp' }],
+					ports: [
+						{ published: 8080, target: 80, protocol: 'tcp' },
+						{ published: 8080, target: 80, protocol: 'udp' },
+					],
 					options: { ...options, tableSize: sizeOf(serving) },
 					tasks: listed.map((b) => ({
 						node: `node${b.id % NODES}`,
@@ -612,12 +640,14 @@ export async function simulate(
 		};
 		agenda.push(1, spoof);
 	}
-	while (out.packets < packets) {
-		const wait = agenda.pop();
-		if (wait) await wait;
+	try {
+		while (out.packets < packets) {
+			const wait = agenda.pop();
+			if (wait) await wait;
+		}
+		for (const n of nodes) out.peak = Math.max(out.peak, n.picker.peak());
+		return out;
+	} finally {
+		for (const n of nodes) n.world.close();
 	}
-	for (const n of nodes) out.peak = Math.max(out.peak, n.picker.peak());
-	return out;
 }
-
-export { mix };

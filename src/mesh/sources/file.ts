@@ -335,7 +335,6 @@ const POLL_MS = 1000;
 export function openFileSource(file: string, events: FileSourceEvents): FileSource {
 	const full = resolve(file);
 	const readNow = (): { text: string; stamp: string } => {
-		// A file that is being written has another stamp after the reading: the next event reads it again.
 		const stamp = stampOf(full);
 		const text = readText(full, 'membership');
 		return { text, stamp };
@@ -350,6 +349,11 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 		noticedAt = 0;
 		try {
 			const now = readNow();
+			if (stampOf(full) !== now.stamp) {
+				// Still being written: half a file can be a valid one that lacks half of the services.
+				later();
+				return;
+			}
 			stamp = now.stamp;
 			if (now.text === text) {
 				// As it was accepted before; if something else was refused meanwhile, that is over.
