@@ -118,6 +118,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 	});
 	let membership: Membership = source.current();
 	let readAt = new Date();
+	/** Of the membership that the maps follow. */
+	let appliedReadAt = readAt;
 	try {
 		return await start();
 	} catch (e) {
@@ -407,6 +409,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 		async function once(): Promise<void> {
 			const number = ++runNumber;
+			const readAtNow = readAt;
 			const cause = [...dirty].join(', ') || 'a full look';
 			const began = performance.now();
 			const known = dirtySince ?? began;
@@ -467,6 +470,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (committed && looks) attachEndpoints(wantedEndpoints);
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
+				appliedReadAt = readAtNow;
 				changes = result.rowsWritten + result.rowsDeleted + result.slotsChanged;
 				wakeAt = result.wakeAtMs;
 				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
@@ -600,7 +604,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					since,
 					ready: isReady,
 					leaving: agent.leaving,
-					source: { name: source.name, place: source.place, readAt, error: source.error()?.message },
+					source: { name: source.name, place: source.place, readAt: appliedReadAt, error: source.error()?.message },
 					recent,
 					mesh,
 					local,

@@ -85,7 +85,7 @@ export const Status = z
 		membership: z.object({
 			source: z.string(),
 			place: z.string().describe('Where the membership is written: a file, a socket'),
-			readAt: instant.nullable(),
+			readAt: instant.nullable().describe('When the membership that the maps follow was read'),
 			error: z.string().nullable().describe('Why the last reading was refused; the state before it is kept'),
 		}),
 		reconcile: z.object({
