@@ -84,6 +84,7 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	bool udp = p->proto == IPPROTO_UDP;
 	bool syn = is_syn(p);
 	bool ending = p->tcp & (TCP_FIN | TCP_RST);
+	bool quoted = p->icmp_type;	/* the flow of an ICMP error: it has no packet here, so nothing is learnt */
 	struct flow_key k;
 
 	flow_key_of(&k, p);
@@ -107,18 +108,20 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	if (f && !superseded && !(syn && f->closing) && !((syn || udp) && !alive)) {
 		if (ending)
 			f->closing = 1;
-		if (t && f->ref != current)
+		if (t && f->ref != current && !quoted)
 			t->needed_ns = now;
 		/* The record stays: a backend that was wrongly called down may return. */
 		return alive ? f->ref : is_alive(current) ? current : next_alive(table, mask, slot);
 	}
-	if (f && udp) {
+	if (f && udp && !quoted) {
 		bpf_map_delete_elem(&conntrack, &k);
 		bpf_map_delete_elem(&conntrack_old, &k);
 	}
 	if (half) {
 		__u32 ref = half->ref;
 
+		if (quoted)
+			return ref;
 		if (syn) {
 			if (half->isn == p->seq)
 				return ref;
@@ -146,7 +149,7 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 		return up;
 	}
 	if (!moving) {
-		if (always && up)
+		if (always && up && !quoted)
 			remember(&k, t, up, ending, generation);
 		return up;
 	}
@@ -156,7 +159,7 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	if (udp && t && now - t->since_ns > fe->udp_window_ns)
 		ref = up;
 	/* A stand-in for a backend that is down is not recorded. */
-	if (ref && (udp || (t && ref == t->previous))) {
+	if (ref && !quoted && (udp || (t && ref == t->previous))) {
 		remember(&k, t, ref, ending, generation);
 		if (t && ref != current)
 			t->needed_ns = now;

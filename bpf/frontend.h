@@ -64,7 +64,63 @@ GLOBAL int is_denied(const struct frontend *fe, const struct packet *p)
 
 INLINE bool is_stale(const struct settings *s)
 {
-	return s->stale_after_ns && bpf_ktime_get_boot_ns() - s->heartbeat_ns > s->stale_after_ns;
+	return s->stale_after_ns && now_ns() - s->heartbeat_ns > s->stale_after_ns;
+}
+
+/* Of records of flows that began with the kernel's mesh while the agent was stale; no slot counts so far. */
+#define STALE_GENERATION 0xffffffffu
+
+/* CLOCK_BOOTTIME of the last packet of such a flow. While it is 0, as nearly always, nobody looks for records. */
+__u64 last_stale_ns;
+
+/*
+ * A packet to a port that the kernel's own mesh serves too: does it go there because the agent is stale, or because its
+ * flow began there when it was? A handshake's SYN is remembered as for a slot in transition, for the same reasons.
+ */
+GLOBAL int goes_to_kernel(const struct settings *s, const struct frontend *fe, const struct packet *p)
+{
+	if (!s || !fe || !p)
+		return false;
+	bool syn = is_syn(p);
+
+	if (p->proto == IPPROTO_UDP)
+		return is_stale(s);
+	if (!syn && !last_stale_ns)
+		return false;
+
+	bool stale = syn && is_stale(s);
+	__u64 now = now_ns();
+	struct flow_key k;
+
+	if (!stale && (!last_stale_ns || now - last_stale_ns > fe->window_ns))
+		return false;
+	flow_key_of(&k, p);
+
+	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
+
+	if (f && f->generation != STALE_GENERATION)
+		f = NULL;
+	if (syn) {
+		struct flow h = { .ref = REF_KERNEL, .generation = STALE_GENERATION, .isn = p->seq };
+
+		if (stale) {
+			bpf_map_update_elem(&conntrack_half_open, &k, &h, BPF_ANY);
+			last_stale_ns = now;
+		} else if (f) {
+			bpf_map_delete_elem(&conntrack, &k);
+		}
+		return stale;
+	}
+	if (!f) {
+		struct flow *half = bpf_map_lookup_elem(&conntrack_half_open, &k);
+
+		if (!half || half->generation != STALE_GENERATION || !follows(p->seq, half->isn))
+			return false;
+		remember(&k, NULL, REF_KERNEL, false, STALE_GENERATION);
+		bpf_map_delete_elem(&conntrack_half_open, &k);
+	}
+	last_stale_ns = now;
+	return true;
 }
 
 #endif

@@ -46,7 +46,7 @@ NOINLINE int parse_quoted(void *data, void *end, const struct packet *p, struct 
 	q->ref = 0;
 	q->seq = q->ack = 0;
 	q->tcp = TCP_ACK;
-	q->icmp_type = 0;
+	q->icmp_type = p->icmp_type;	/* says that `q` is no packet but what is known of a flow */
 	if (p->family == 4) {
 		struct iphdr *ip = data + at;
 

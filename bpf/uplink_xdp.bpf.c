@@ -425,10 +425,12 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 
 	if (!p || !s || !q || parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, q))
 		return REF_NONE;
-	__u32 index = find_frontend(s, port_row(q->proto, q->dport), q);
+	__u32 row = port_row(q->proto, q->dport), index = find_frontend(s, row, q);
 	struct frontend *fe = index ? bpf_map_lookup_elem(&frontends, &index) : NULL;
 
 	if (!fe || !fe->tables[q->family == 6].table)
+		return REF_NONE;
+	if (row & PORT_LOCAL && socket_has(ctx, q))
 		return REF_NONE;
 	struct backend *b;
 	__u32 ref = pick(q, fe, flow_hash(q, s->hash_seed, fe->flags & FRONTEND_AFFINITY), &b);
@@ -479,7 +481,7 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 	if (unlikely(fe->flags & (FRONTEND_ALLOW | FRONTEND_DENY | FRONTEND_KERNEL))) {
 		if (is_denied(fe, p))
 			return DROP_DENIED;
-		if (fe->flags & FRONTEND_KERNEL && (is_syn(p) || p->proto == IPPROTO_UDP) && is_stale(s))
+		if (fe->flags & FRONTEND_KERNEL && goes_to_kernel(s, fe, p))
 			return PASS_STALE;
 	}
 	to->hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
