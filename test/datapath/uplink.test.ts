@@ -2,8 +2,11 @@
  * uplink_xdp, packet by packet: what comes in, the verdict, the action, and the packet that leaves with every field. Hosts
  * and interfaces are drawn in world.ts, services listed in services.ts.
  */
+import { createSocket } from 'node:dgram';
+import { connect } from 'node:net';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { waitFor } from '../support/wait.js';
 import { build, ETHER, fragments, frame, type Packet, PROTOCOL, print } from './packets.js';
 import { BACKENDS, type BackendName, fill, macOf } from './services.js';
 import { buildInterfaces, closeInterfaces, insideNetns, MAC, type Ran, UP0, UP1, VNI, World } from './world.js';
@@ -764,6 +767,31 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 		untouched(error4({ ip: { src: A4, dst: C4 }, icmp: { type: 8 }, data: 20 }), 'pass_not_ours');
 		untouched(error4(replyOf(8080, 30000), { quoteBytes: 20 }), 'pass_not_ours');
 		untouched(error4({ ...replyOf(8080, 30000), ip: { src: '10.0.0.77', dst: C4 } }), 'pass_not_ours');
+	});
+
+	test('what a socket of the node owns is left to it: packets, and ICMP errors about them', async () => {
+		const socket = createSocket('udp4');
+		await new Promise<void>((done) => socket.bind(40000, A4, done));
+		const connection = connect({ host: C4, port: 30000, localAddress: A4, localPort: 40000 });
+		connection.on('error', () => {});
+		try {
+			await new Promise<void>((done) => socket.connect(30000, C4, done));
+			await waitFor(
+				'the socket to be on its way',
+				() => w.run('uplink_xdp', build(tcp(40000)), UP0).verdict === 'pass_local_socket',
+			);
+			untouched(tcp(40000), 'pass_local_socket');
+			untouched(udp(40000), 'pass_local_socket');
+			untouched(error4(replyOf(40000, 30000)), 'pass_not_ours');
+			untouched(error4(replyOf(40000, 30000, false, 'udp')), 'pass_not_ours');
+			expect(xdp(tcp(40000, { tcp: { sport: 30001 } })), 'encap_node', 'tx');
+			expect(xdp(udp(40000, { udp: { sport: 30001 } })), 'encap_node', 'tx');
+			expect(xdp(error4(replyOf(40000, 30001))), 'encap_node', 'tx');
+			expect(xdp(tcp(40000, { tcp: SYN })), 'encap_node', 'tx');
+		} finally {
+			connection.destroy();
+			socket.close();
+		}
 	});
 
 	// --- probes
