@@ -427,7 +427,7 @@ export function plan(input: PlanInput): Mesh {
 		for (const n of differing(previous.health.downNodes, health.downNodes)) changed.add(n);
 		for (const n of specs.values()) {
 			const was = previous.nodes.get(n.name);
-			if (!was || was.leaving || was.drained !== n.drained) changed.add(n.name);
+			if (!was || was.leaving || was.drained !== n.drained || was.address !== n.address) changed.add(n.name);
 		}
 		for (const n of previous.nodes.values()) if (!n.leaving && !specs.has(n.name)) changed.add(n.name);
 	}

@@ -291,6 +291,17 @@ test('a part that fails is told, the rest is done, and it is tried again', async
 	assert.ok(n.store.ports.get(8080));
 });
 
+test('a node that changes its address takes its backends along', async () => {
+	const n = node();
+	const m = mesh(two, [service('web', '8080:80', ['node2 10.0.0.1'])]);
+	await n.apply(m);
+	await n.apply({ ...m, nodes: [m.nodes[0], { ...m.nodes[1], address: '192.168.78.9' }] });
+	const index = n.store.vteps.get('192.168.78.9') as number;
+	assert.is(n.store.backends.get(1)?.node, index);
+	assert.is(n.store.nodes.get(index)?.vtep, '192.168.78.9');
+	assert.is(n.store.vteps.get('192.168.78.2'), undefined);
+});
+
 test('ports carry what packets must ask', async () => {
 	const n = node();
 	await n.apply(
