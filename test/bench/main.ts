@@ -13,7 +13,7 @@ const PARTS = ['program', 'live', 'e2e', 'control'] as const;
 type Part = (typeof PARTS)[number];
 const DEFAULT_RUNS: Readonly<Record<Part, number>> = { program: 11, live: 11, e2e: 5, control: 3 };
 
-async function part(name: Part, runs: number, only: string): Promise<void> {
+async function part(name: Part, runs: number, only: string, inside: boolean): Promise<void> {
 	switch (name) {
 		case 'program':
 			return (await import('./program.js')).programBench(runs, only);
@@ -22,7 +22,7 @@ async function part(name: Part, runs: number, only: string): Promise<void> {
 		case 'e2e':
 			return (await import('./e2e.js')).e2eBench(runs);
 		case 'control':
-			return (await import('./control.js')).controlBench(runs);
+			return (await import('./control.js')).controlBench(runs, inside);
 	}
 }
 
@@ -90,7 +90,7 @@ async function main(argv: readonly string[]): Promise<number> {
 		const n = runs ?? DEFAULT_RUNS[name];
 		if ((name === 'program' || name === 'live') && !inside) {
 			if (inNamespace(name, n, only)) return 1;
-		} else await part(name, n, only);
+		} else await part(name, n, only, inside);
 	}
 	return 0;
 }
