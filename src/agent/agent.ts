@@ -372,7 +372,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					if (a.mode === 'generic') {
 						warnings.set(
 							`mode ${link.name}`,
-							`${link.name}: its driver has no native XDP, so packets take the slower generic way`,
+							config.datapath.xdp === 'generic'
+								? `${link.name}: datapath.xdp is generic, so packets take the slower way: auto lets the driver do it where it can`
+								: `${link.name}: its driver has no native XDP, so packets take the slower generic way`,
 						);
 					} else warnings.delete(`mode ${link.name}`);
 				} catch (e) {
