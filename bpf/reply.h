@@ -23,6 +23,15 @@ GLOBAL int find_reply(const struct packet *p, struct revnat *out)
 
 	if (!v)
 		return -1;
+	/*
+	 * A client's SYN opens a closing record before the endpoint can answer it: this answers a SYN that came another
+	 * way, as by the kernel's mesh, from a client port that a flow of ours had before.
+	 */
+	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) && v->state == REVNAT_CLOSING)) {
+		bpf_map_delete_elem(&revnat, &k);
+		bpf_map_delete_elem(&revnat_new, &k);
+		return -1;
+	}
 	*out = *v;
 	endpoint_spoke(&k, v, p, fresh);
 	return 0;

@@ -7,6 +7,10 @@ import { Mesh, targets, taskBackend } from '../support/beeline.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
+
+/** REF_KERNEL of bpf/mesh.h. */
+const kernel = 0x003fffff;
 
 async function build(): Promise<{ net: Topology }> {
 	const net = await Topology.build({ tasks: { n2: 2, n3: 1 } });
@@ -57,6 +61,16 @@ scenario(
 			assert.equal(joined.failures, {}, JSON.stringify(joined));
 			assert.is(Object.keys(joined.backends).length, 3, 'new connections are balanced by Beeline');
 
+			// Client ports whose flows through another node are over when the kernel gets them.
+			const ports = Array.from({ length: 24 }, (_, i) => 20_000 + i);
+			const dialFrom = async (node: string) => {
+				for (const port of ports) {
+					const report = await net.load('c1', ['-p', port, '-t', 800, ...targets(net, [node], 8080)]);
+					assert.equal(report.failures, {}, `${node} from port ${port}: ${JSON.stringify(report.failures)}`);
+				}
+			};
+			await dialFrom('n1');
+
 			// Connections that Beeline made, which end in time while the node leaves.
 			const short = net.startLoad('c1', [
 				...['-n', 60, '-c', 60, '-k', 20, '-i', 100, '-t', 4000],
@@ -65,7 +79,11 @@ scenario(
 			await short.ready();
 			const agent = mesh.agent('n2');
 			await agent.stop();
-			const left = await agent.cli(['detach', '--config', agent.configFile, '--wait', '6s'], { local: true });
+			const leaving = agent.cli(['detach', '--config', agent.configFile, '--wait', '6s'], { local: true });
+			const tables = () => new Set(agent.slots().flatMap(({ counts }) => [...counts.keys()]));
+			await waitFor('new connections to go to the kernel', () => tables().has(kernel));
+			await dialFrom('n2');
+			const left = await leaving;
 			assert.is(left.code, 0, left.stderr);
 			const shortReport = await short.report();
 			assert.equal(shortReport.failures, {}, `made by Beeline, ended while it left: ${JSON.stringify(shortReport)}`);
