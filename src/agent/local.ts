@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { BeelineError } from '../errors.js';
 import { type EndpointFact, type LocalFacts, type NextHop, portKey, type UplinkFact } from '../mesh/entries.js';
-import type { Mesh } from '../mesh/plan.js';
+import { isProcess, type Mesh } from '../mesh/plan.js';
 import type { Protocol } from '../mesh/types.js';
 import { type Endpoint, type EndpointFacts, locateAll, readForwarding } from './endpoints.js';
 import type { Run } from './exec.js';
@@ -225,7 +225,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 					if (b.address4 !== undefined) endpointAddresses.push(b.address4);
 					if (b.address6 !== undefined) endpointAddresses.push(b.address6);
 				}
-				const processes = mine.filter((b) => b.address4 === undefined && b.address6 === undefined);
+				const processes = mine.filter(isProcess);
 				for (const f of s.frontends) {
 					if (f.leaving) continue;
 					published.push({

@@ -14,7 +14,7 @@ import type { Datapath } from '../loader/datapath.js';
 import { type Event, PROGRAMS, REF_INDEX_MASK, VERDICTS } from '../loader/layout.gen.js';
 import type { Entries } from '../mesh/entries.js';
 import { portKey } from '../mesh/entries.js';
-import type { Mesh, MeshBackend } from '../mesh/plan.js';
+import { isProcess, type Mesh, type MeshBackend } from '../mesh/plan.js';
 import { formatDuration } from '../mesh/sources/document.js';
 import { formatOptions } from '../mesh/sources/file.js';
 import type { FlowRow, MeshStore } from '../mesh/store.js';
@@ -29,7 +29,7 @@ export function localSignature(mesh: Mesh | undefined): string {
 	for (const n of mesh.nodes.values()) parts.push(`${n.name}=${n.address}`);
 	for (const s of mesh.services.values()) {
 		for (const f of s.frontends) if (!f.leaving) parts.push(`${f.key}${s.options.allow.length > 0 ? '+' : ''}`);
-		for (const b of s.backends) if (b.node === mesh.self && !b.gone) parts.push(b.key);
+		for (const b of s.backends) if (b.node === mesh.self && !b.gone) parts.push(`${b.key} ${b.address4} ${b.address6}`);
 	}
 	return parts.join();
 }
@@ -215,7 +215,7 @@ export function backends(mesh: Mesh | undefined, e: Entries | undefined, local: 
 				local: here,
 				delivery: !here
 					? null
-					: addresses.length === 0
+					: isProcess(b)
 						? 'process'
 						: endpoint === undefined
 							? null

@@ -17,7 +17,7 @@ import {
 } from '../loader/layout.gen.js';
 import { acquireFrontend, type Ids, type Tables, tableId } from './ids.js';
 import type { MaglevMembers } from './maglev.js';
-import type { Member, Mesh, MeshBackend, MeshFrontend, MeshService } from './plan.js';
+import { isProcess, type Member, type Mesh, type MeshFrontend, type MeshService } from './plan.js';
 import { refOf } from './slots.js';
 import { isUsable } from './sources/document.js';
 import type { AclKey, ExactKey } from './store.js';
@@ -193,8 +193,6 @@ const RETURN = {
 } as const;
 const NS = 1_000_000n;
 
-const isProcess = (b: MeshBackend): boolean => b.address4 === undefined && b.address6 === undefined;
-
 function sameTable(a: MeshFrontend): boolean {
 	return (
 		a.size4 === a.size6 &&
@@ -279,7 +277,13 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 			const at = [b.address4, b.address6].map((a) => (a === undefined ? undefined : facts.endpoints.get(a)));
 			const endpoint = at[0] ?? at[1];
 			if (!isProcess(b) && endpoint === undefined) {
-				undeliverable.set(b.key, `no interface of this node leads to ${b.address4 ?? b.address6}`);
+				const address = b.address4 ?? b.address6;
+				undeliverable.set(
+					b.key,
+					address === undefined
+						? 'its container has no address on this node yet'
+						: `no interface of this node leads to ${address}`,
+				);
 				continue;
 			}
 			if (isProcess(b)) processPorts.add(portKey(b.protocol, b.target));

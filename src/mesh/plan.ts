@@ -29,9 +29,11 @@ export interface MeshBackend {
 	readonly skip: number;
 	readonly service: string;
 	readonly node: string;
-	/** Neither: a process on the node itself, in both families. */
+	/** Neither, and no `families`: a process on the node itself, in both families. */
 	readonly address4: string | undefined;
 	readonly address6: string | undefined;
+	/** Of a task whose addresses only its own node knows. */
+	readonly families: readonly Family[] | undefined;
 	readonly target: number;
 	readonly protocol: Protocol;
 	readonly weight: number;
@@ -134,6 +136,7 @@ export const NODE_LEAVES_MS = 60_000;
 const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
 function family(b: MeshBackend, f: Family): boolean {
+	if (b.families !== undefined) return b.families.includes(f);
 	if (b.address4 === undefined && b.address6 === undefined) return true;
 	return (f === 4 ? b.address4 : b.address6) !== undefined;
 }
@@ -176,12 +179,22 @@ function membersOf(
 	return [];
 }
 
+function sameFamilies(a: readonly Family[] | undefined, b: readonly Family[] | undefined): boolean {
+	return a === b || (a !== undefined && b !== undefined && a.length === b.length && a.every((f, i) => f === b[i]));
+}
+
+/** A process on the node itself: it has no address of its own. */
+export function isProcess(b: Pick<MeshBackend, 'address4' | 'address6' | 'families'>): boolean {
+	return b.address4 === undefined && b.address6 === undefined && b.families === undefined;
+}
+
 function sameBackend(a: MeshBackend, b: MeshBackend): boolean {
 	return (
 		a.key === b.key &&
 		a.mac === b.mac &&
 		a.address4 === b.address4 &&
 		a.address6 === b.address6 &&
+		sameFamilies(a.families, b.families) &&
 		a.weight === b.weight &&
 		a.state === b.state &&
 		a.leaving === b.leaving &&
@@ -220,7 +233,7 @@ function planService(
 	const add = (
 		key: string,
 		was: MeshBackend | undefined,
-		t: Pick<Task, 'node' | 'address4' | 'address6' | 'weight'>,
+		t: Pick<Task, 'node' | 'address4' | 'address6' | 'weight' | 'families'>,
 		target: number,
 		protocol: Protocol,
 		state: BackendState,
@@ -240,6 +253,7 @@ function planService(
 			node: t.node,
 			address4: t.address4,
 			address6: t.address6,
+			families: t.families,
 			target,
 			protocol,
 			weight: t.weight,

@@ -30,10 +30,15 @@ export interface PublishedPort {
 	readonly protocol: Protocol;
 }
 
-/** Where a task answers: addresses behind an interface of its node, or (none) a process on the node itself. */
+/**
+ * Where a task answers: addresses behind an interface of its node; or, with `families`, addresses that only its own node
+ * knows (docs/decisions/0010); or neither: a process on the node itself.
+ */
 export interface Task {
 	/** Where the source names tasks (Docker's id); else the address tells it from the others. */
 	readonly id?: string;
+	/** Families that it answers in, the same on every node, whoever knows its addresses. */
+	readonly families?: readonly Family[];
 	readonly node: string;
 	readonly address4?: string;
 	readonly address6?: string;
@@ -50,6 +55,8 @@ export interface ServiceSpec {
 
 export interface NodeSpec {
 	readonly name: string;
+	/** Where the source names nodes by more than their name (Swarm's id). */
+	readonly id?: string;
 	/** IPv4 of the VTEP. */
 	readonly address: string;
 	readonly drained: boolean;
