@@ -7,7 +7,7 @@
  * Nothing is judged while nothing can be sent, and a node that was never heard of counts as reachable until then.
  */
 import { Datagrams } from 'libbpf-ts';
-import { decodeAnswer, encodeProbe, ip4Number } from './probe.js';
+import { decodeAnswer, encodeProbe, ip4Number, type ReusedProbe, reusedProbe } from './probe.js';
 import { DsrProofs, type DsrSend, type DsrTarget } from './probe-dsr.js';
 
 /** At most so often anything is looked at; answers carry the kernel's times, so nothing is gained by looking at once. */
@@ -39,7 +39,7 @@ const ECONNREFUSED = 111;
 const REMEMBERED = 4;
 
 /** What probes need of Datagrams. Addresses are numbers in host order. */
-export type ProbeSocket = Pick<Datagrams, 'port' | 'nowNs' | 'send' | 'receive' | 'errors' | 'sendFrom' | 'close'>;
+export type ProbeSocket = Pick<Datagrams, 'port' | 'nowMs' | 'send' | 'receive' | 'errors' | 'sendFrom' | 'close'>;
 
 export interface PeersInput {
 	/** Name of this node. */
@@ -99,7 +99,11 @@ export interface PeersDeps {
 interface Peer {
 	readonly name: string;
 	readonly address: string;
-	readonly ip: number;
+	/** Its address as a number, the VXLAN port and a probe: as a socket takes them. */
+	readonly to: number;
+	readonly port: number;
+	readonly payload: Uint8Array;
+	readonly probe: ReusedProbe;
 	down: boolean;
 	/** Ever answered. */
 	heard: boolean;
@@ -111,7 +115,7 @@ interface Peer {
 	due: number;
 	/** The last probes' nonces and times, a ring. */
 	readonly nonces: number[];
-	readonly sentNs: bigint[];
+	readonly sentMs: number[];
 	next: number;
 	downSince: number;
 	refusedAt: number;
@@ -188,9 +192,9 @@ export class Peers {
 			this.#peers = wanted.map(
 				(n) =>
 					old.get(`${n.name} ${n.address}`) ??
-					this.#create(n, now + (many ? this.#deps.random() * this.#interval(wanted.length) : 0)),
+					this.#create(input, n, now + (many ? this.#deps.random() * this.#interval(wanted.length) : 0)),
 			);
-			this.#byIp = new Map(this.#peers.map((p) => [p.ip, p]));
+			this.#byIp = new Map(this.#peers.map((p) => [p.to, p]));
 			this.#down = new Set(this.#peers.filter((p) => p.down).map((p) => p.name));
 		}
 		if (!input.wantsDsr && this.#dsr.clear()) this.#tell(true);
@@ -221,7 +225,7 @@ export class Peers {
 
 	/** VTEPs whose source address this node may use. */
 	dsrProven(): Set<string> {
-		return new Set(this.#peers.filter((p) => this.#dsr.proven(p.ip)).map((p) => p.address));
+		return new Set(this.#peers.filter((p) => this.#dsr.proven(p.to)).map((p) => p.address));
 	}
 
 	/** Every other node has answered or is known not to: what a restarted agent waits for before its first plan. */
@@ -254,7 +258,7 @@ export class Peers {
 		if (socket === undefined) return;
 		// What lies in the socket first: after a stall of this process answers are there, and no node is at fault.
 		this.#read(socket, input, now);
-		this.#judge(socket, input, now);
+		this.#judge(socket, now);
 		let dsr = false;
 		if (input.wantsDsr && now >= this.#dsrAt) {
 			this.#dsrAt = now + DSR_TURN_MS;
@@ -263,11 +267,15 @@ export class Peers {
 		this.#tell(dsr);
 	}
 
-	#create(n: { readonly name: string; readonly address: string }, due: number): Peer {
+	#create(input: PeersInput, n: { readonly name: string; readonly address: string }, due: number): Peer {
+		const probe = reusedProbe(input.vni, this.#secret);
 		return {
 			name: n.name,
 			address: n.address,
-			ip: ip4Number(n.address),
+			to: ip4Number(n.address),
+			port: input.vxlanPort,
+			payload: probe.payload,
+			probe,
 			down: false,
 			heard: false,
 			misses: 0,
@@ -276,7 +284,7 @@ export class Peers {
 			deadline: 0,
 			due,
 			nonces: [],
-			sentNs: [],
+			sentMs: [],
 			next: 0,
 			downSince: 0,
 			refusedAt: Number.NEGATIVE_INFINITY,
@@ -323,7 +331,7 @@ export class Peers {
 			const i = p.nonces.indexOf(a.nonce.low);
 			if (i < 0) continue;
 			p.nonces[i] = -1;
-			const rttMs = Number(d.atNs - p.sentNs[i]) / 1e6;
+			const rttMs = d.atMs - p.sentMs[i];
 			// The clock was set meanwhile.
 			if (rttMs >= 0 && rttMs < 60_000) p.rttMs = p.rttMs === undefined ? rttMs : p.rttMs * 0.8 + rttMs * 0.2;
 			p.digest = a.digest;
@@ -340,23 +348,22 @@ export class Peers {
 		}
 	}
 
-	#judge(socket: ProbeSocket, input: PeersInput, now: number): void {
-		const list: { to: number; port: number; payload: Uint8Array }[] = [];
-		const sent: Peer[] = [];
+	#judge(socket: ProbeSocket, now: number): void {
+		const list: Peer[] = [];
 		for (const p of this.#peers) {
 			if (p.waiting && now >= p.deadline) this.#missed(p, now);
 			if (p.waiting || now < p.due) continue;
 			const low = this.#nonce();
 			p.nonces[p.next] = low;
-			sent.push(p);
-			list.push({ to: p.ip, port: input.vxlanPort, payload: encodeProbe(input.vni, { high: this.#secret, low }) });
+			p.probe.renew(low);
+			list.push(p);
 			p.waiting = true;
 			p.deadline = now + Math.min(TIMEOUT_MOST_MS, Math.max(TIMEOUT_MS, 2 * (p.rttMs ?? 0) + 60));
 		}
-		if (sent.length === 0) return;
-		const atNs = socket.nowNs();
-		for (const p of sent) {
-			p.sentNs[p.next] = atNs;
+		if (list.length === 0) return;
+		const atMs = socket.nowMs();
+		for (const p of list) {
+			p.sentMs[p.next] = atMs;
 			p.next = (p.next + 1) % REMEMBERED;
 		}
 		// What the kernel refuses to send (no route to that node) is not answered either.
@@ -374,7 +381,7 @@ export class Peers {
 		p.answers++;
 		p.refusedAt = Number.NEGATIVE_INFINITY;
 		if (!p.down) {
-			p.due = now + this.#interval() * (0.9 + 0.2 * this.#deps.random());
+			p.due = now + this.#interval() * (0.85 + 0.15 * this.#deps.random());
 			return;
 		}
 		p.due = now + SOON_MS;
@@ -394,11 +401,11 @@ export class Peers {
 		}
 		const every = p.down ? DEAD.find(([after]) => now - p.downSince >= after)?.[1] : undefined;
 		const pause = every ?? (p.misses < MISSES ? (p.refusedAt === now ? SOON_MS : 0) : this.#interval());
-		p.due = now + pause * (0.9 + 0.2 * this.#deps.random());
+		p.due = now + pause * (0.85 + 0.15 * this.#deps.random());
 	}
 
 	#targets(): DsrTarget[] {
-		return this.#peers.map((p) => ({ address: p.ip, answers: p.heard && !p.down && p.misses === 0, rttMs: p.rttMs }));
+		return this.#peers.map((p) => ({ address: p.to, answers: p.heard && !p.down && p.misses === 0, rttMs: p.rttMs }));
 	}
 
 	#sendDsr(socket: ProbeSocket, input: PeersInput, list: readonly DsrSend[]): void {
@@ -436,7 +443,7 @@ export class Peers {
 			rttMs: p.rttMs === undefined || p.down ? null : Math.round(p.rttMs * 1000) / 1000,
 			digest: p.digest ?? null,
 			digestDiffers: this.#differs(p, now),
-			dsr: this.#dsr.proven(p.ip),
+			dsr: this.#dsr.proven(p.to),
 		};
 	}
 

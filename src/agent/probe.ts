@@ -44,6 +44,19 @@ export function encodeProbe(vni: number, nonce: Nonce, via = 0): Uint8Array {
 	return new Uint8Array(v.buffer);
 }
 
+/** A probe that is sent again and again, each time with another nonce. */
+export interface ReusedProbe {
+	readonly payload: Uint8Array;
+	/** Writes the low half of the nonce. */
+	renew(low: number): void;
+}
+
+export function reusedProbe(vni: number, high: number): ReusedProbe {
+	const payload = encodeProbe(vni, { high, low: 0 });
+	const v = new DataView(payload.buffer);
+	return { payload, renew: (low) => v.setUint32(NONCE_AT, low, true) };
+}
+
 /** An answer's content; undefined: it is something else. The digest is in the byte order of Linux' little-endian ports. */
 export function decodeAnswer(payload: Uint8Array, vni: number): ProbeAnswer | undefined {
 	if (payload.byteLength < PROBE_BYTES) return undefined;

@@ -25,7 +25,9 @@ const SOCKADDR = 16;
 const CONTROL = 128;
 const RECEIVE_BATCH = 64;
 const RECEIVE_BYTES = 256;
-const SEND_BATCH = 256;
+const SEND_BATCH = 128;
+/** What fits an Ethernet frame of 1500 bytes. */
+const SEND_BYTES = 1472;
 
 /** Off the heap of V8, which may move what is small. */
 const memory = (n: number): Uint8Array => new Uint8Array(new ArrayBuffer(n));
@@ -37,8 +39,8 @@ export interface Datagram {
 	readonly port: number;
 	/** A copy; what is longer than 256 bytes is cut. */
 	readonly payload: Uint8Array;
-	/** When the kernel got it: CLOCK_REALTIME, ns. */
-	readonly atNs: bigint;
+	/** When the kernel got it: CLOCK_REALTIME, ms with a fraction (a double resolves 0.2 µs of it). */
+	readonly atMs: number;
 }
 
 /** What a router or the other end said about a datagram, or this kernel did (no route, nobody answers ARP). */
@@ -54,6 +56,12 @@ function sockaddr(into: DataView, at: number, address: number, port: number): vo
 	into.setUint16(at, AF_INET, true);
 	into.setUint16(at + 2, port);
 	into.setUint32(at + 4, address >>> 0);
+}
+
+/** struct timespec of two 64-bit numbers, without a BigInt for each packet. */
+function timespecMs(v: DataView, at: number): number {
+	const seconds = v.getUint32(at + 4, true) * 0x1_0000_0000 + v.getUint32(at, true);
+	return seconds * 1000 + v.getUint32(at + 8, true) / 1e6;
 }
 
 function open(what: string, type: number, protocol: number): number {
@@ -85,7 +93,6 @@ export class Datagrams implements Disposable {
 	readonly #errorView: DataView;
 	readonly #clock = memory(16);
 	readonly #clockView = viewOf(this.#clock);
-	readonly #keep: Uint8Array[];
 
 	/**
 	 * Binds to an address of the calling thread's network namespace.
@@ -142,22 +149,22 @@ export class Datagrams implements Disposable {
 		};
 		this.#receive = layOut(RECEIVE_BATCH, MMSGHDR, RECEIVE_BYTES, CONTROL);
 		this.#receiveView = viewOf(this.#receive);
-		this.#send = layOut(SEND_BATCH, MMSGHDR, 0, 0);
+		this.#send = layOut(SEND_BATCH, MMSGHDR, SEND_BYTES, 0);
 		this.#sendView = viewOf(this.#send);
 		this.#error = layOut(1, MSGHDR, RECEIVE_BYTES, CONTROL * 4);
 		this.#errorView = viewOf(this.#error);
-		this.#keep = [];
 	}
 
-	/** CLOCK_REALTIME, ns: what Datagram.atNs is measured by. */
-	nowNs(): bigint {
+	/** CLOCK_REALTIME, ms with a fraction: what Datagram.atMs is measured by. */
+	nowMs(): number {
 		native().clockGettime(CLOCK_REALTIME, this.#clock);
-		return this.#clockView.getBigInt64(0, true) * 1_000_000_000n + this.#clockView.getBigInt64(8, true);
+		return timespecMs(this.#clockView, 0);
 	}
 
 	/**
 	 * Sends them, in order. One that the kernel refuses (no route, a firewall's reject) is left out: its errno is in
 	 * the answer, by its index.
+	 * @throws RangeError for a payload of more than 1472 bytes
 	 */
 	send(
 		list: readonly { readonly to: number; readonly port: number; readonly payload: Uint8Array }[],
@@ -170,10 +177,7 @@ export class Datagrams implements Disposable {
 			for (let i = 0; i < count; i++) {
 				const { to, port, payload } = list[from + i];
 				sockaddr(v, SEND_BATCH * (MMSGHDR + IOVEC) + i * SOCKADDR, to, port);
-				v.setBigUint64(SEND_BATCH * MMSGHDR + i * IOVEC, addressOf(payload), true);
-				v.setBigUint64(SEND_BATCH * MMSGHDR + i * IOVEC + 8, BigInt(payload.byteLength), true);
-				// Their bytes must live until they are sent.
-				this.#keep.push(payload);
+				this.#put(i, payload);
 			}
 			let at = 0;
 			let tries = 0;
@@ -191,7 +195,6 @@ export class Datagrams implements Disposable {
 				at++;
 				tries = 0;
 			}
-			this.#keep.length = 0;
 		}
 		return refused;
 	}
@@ -203,10 +206,6 @@ export class Datagrams implements Disposable {
 		const out: Datagram[] = [];
 		let errors = 0;
 		while (out.length < limit) {
-			for (let i = 0; i < RECEIVE_BATCH; i++) {
-				v.setUint32(i * MMSGHDR + 8, SOCKADDR, true);
-				v.setBigUint64(i * MMSGHDR + 40, BigInt(CONTROL), true);
-			}
 			const r = n.recvmmsg(this.#fd, this.#receive, RECEIVE_BATCH, 0, null);
 			if (r < 0) {
 				// EAGAIN: nothing more. Anything else is an ICMP error, told once.
@@ -218,20 +217,23 @@ export class Datagrams implements Disposable {
 				const data = RECEIVE_BATCH * (MMSGHDR + IOVEC + SOCKADDR + CONTROL) + i * RECEIVE_BYTES;
 				const length = Math.min(RECEIVE_BYTES, v.getUint32(i * MMSGHDR + MSGHDR, true));
 				const control = RECEIVE_BATCH * (MMSGHDR + IOVEC + SOCKADDR) + i * CONTROL;
-				let atNs = 0n;
+				let atMs = 0;
 				// struct cmsghdr: length, level, type; then a timespec.
 				if (
-					Number(v.getBigUint64(i * MMSGHDR + 40, true)) >= 32 &&
+					v.getUint32(i * MMSGHDR + 40, true) >= 32 &&
 					v.getInt32(control + 8, true) === SOL_SOCKET &&
 					v.getInt32(control + 12, true) === SO_TIMESTAMPNS
 				)
-					atNs = v.getBigInt64(control + 16, true) * 1_000_000_000n + v.getBigInt64(control + 24, true);
+					atMs = timespecMs(v, control + 16);
 				out.push({
 					from: v.getUint32(name + 4),
 					port: v.getUint16(name + 2),
 					payload: this.#receive.slice(data, data + length),
-					atNs,
+					atMs,
 				});
+				// The kernel wrote lengths over the room there is.
+				v.setUint32(i * MMSGHDR + 8, SOCKADDR, true);
+				v.setUint32(i * MMSGHDR + 40, CONTROL, true);
 			}
 			if (r < RECEIVE_BATCH) return out;
 		}
@@ -279,7 +281,7 @@ export class Datagrams implements Disposable {
 	): number {
 		const n = native();
 		if (this.#raw < 0) this.#raw = open('open raw socket', SOCK_RAW, IPPROTO_RAW);
-		const packet = memory(28 + payload.byteLength);
+		const packet = new Uint8Array(28 + payload.byteLength);
 		const p = viewOf(packet);
 		p.setUint8(0, 0x45);
 		p.setUint16(2, packet.byteLength);
@@ -293,12 +295,17 @@ export class Datagrams implements Disposable {
 		packet.set(payload, 28);
 		const v = this.#sendView;
 		sockaddr(v, SEND_BATCH * (MMSGHDR + IOVEC), to.address, 0);
-		v.setBigUint64(SEND_BATCH * MMSGHDR, addressOf(packet), true);
-		v.setBigUint64(SEND_BATCH * MMSGHDR + 8, BigInt(packet.byteLength), true);
-		this.#keep.push(packet);
-		const r = n.sendmmsg(this.#raw, this.#send, 1, 0);
-		this.#keep.length = 0;
-		return r === 1 ? 0 : n.errno();
+		this.#put(0, packet);
+		return n.sendmmsg(this.#raw, this.#send, 1, 0) === 1 ? 0 : n.errno();
+	}
+
+	/** Bytes of the i-th message to be sent. */
+	#put(i: number, payload: Uint8Array): void {
+		if (payload.byteLength > SEND_BYTES)
+			throw new RangeError(`send datagram: ${payload.byteLength} bytes are more than ${SEND_BYTES}`);
+		this.#send.set(payload, SEND_BATCH * (MMSGHDR + IOVEC + SOCKADDR) + i * SEND_BYTES);
+		// Of a size_t whose upper half stays 0.
+		this.#sendView.setUint32(SEND_BATCH * MMSGHDR + i * IOVEC + 8, payload.byteLength, true);
 	}
 
 	#closed = false;
