@@ -11,6 +11,7 @@ import { type Datapath, openDatapath, ownNetnsCookie, RUN_DIR } from '../loader/
 import {
 	type Event,
 	MESH_ABI,
+	NodeFlag,
 	PORT_FRONTEND_MASK,
 	PortFlag,
 	PROGRAMS,
@@ -189,6 +190,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			served,
 			kernelPorts: state.kernelPorts,
 			neighbours: state.neighbours,
+			lastMacs: new Map(
+				[...d.store.nodes.entries()].flatMap(([, n]) =>
+					(n.flags & NodeFlag.NODE_RESOLVED) === 0 ? [] : [[n.vtep, n.dmac] as const],
+				),
+			),
 			dsrProven: () => peers.dsrProven(),
 		});
 

@@ -72,6 +72,8 @@ export interface LocalDeps {
 	readonly kernelPorts: readonly string[];
 	/** That an earlier agent asked for. */
 	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
+	/** Next hops' MACs that an earlier agent left in the maps, by VTEP: better than none until the kernel says. */
+	readonly lastMacs: ReadonlyMap<string, string>;
 	/** VTEPs whose source address this node may use. */
 	readonly dsrProven: () => ReadonlySet<string>;
 }
@@ -176,7 +178,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 			watched.add(p.key);
 			const fresh = neighbours.get(p.key);
 			// A next hop that does not answer for a moment keeps its MAC: better a packet to a dead node than none to a slow one.
-			const mac = fresh?.mac ?? macs.get(p.key);
+			const mac = fresh?.mac ?? macs.get(p.key) ?? deps.lastMacs.get(p.vtep);
 			if (mac !== undefined) macs.set(p.key, mac);
 			const port = mac === undefined ? undefined : forwarding.get(`${p.way.device} ${mac.toLowerCase()}`);
 			const up =
