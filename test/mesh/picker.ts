@@ -95,6 +95,8 @@ export function createPicker(
 	};
 
 	function ref(p: Packet): number {
+		// The protocol is part of a flow's key.
+		const key = p.kind === 'udp' ? -p.key : p.key;
 		const f = frontend(p.kind === 'udp');
 		if (!f || f.tables[0].table === 0) return REF_NONE;
 		const { table, mask } = f.tables[0];
@@ -124,18 +126,18 @@ export function createPicker(
 		};
 		const record = (to: number, closing: boolean, guess: boolean): number => {
 			const flow = { ref: to, generation: row.generation, closing };
-			if (guess) old.set(p.key, flow);
+			if (guess) old.set(key, flow);
 			else {
-				old.delete(p.key);
-				promoted.set(p.key, flow);
+				old.delete(key);
+				promoted.set(key, flow);
 			}
 			return stamp(to);
 		};
 
 		// A record of another generation is none, and must not hide one in the other table.
 		const mine = (flow: Flow | undefined) => (flow?.generation === row.generation ? flow : undefined);
-		const flow = mine(promoted.get(p.key)) ?? mine(old.get(p.key));
-		const half = halfOpen.peek(p.key);
+		const flow = mine(promoted.get(key)) ?? mine(old.get(key));
+		const half = halfOpen.peek(key);
 		if (flow) {
 			// A newer SYN was answered, and this follows it: its record replaces the old one.
 			const stale = (flow.closing || !alive(flow.ref)) && p.kind !== 'syn' && half?.isn === p.isn && alive(half.ref);
@@ -147,18 +149,18 @@ export function createPicker(
 				return alive(flow.ref) ? flow.ref : up();
 			}
 			if (lost) {
-				promoted.delete(p.key);
-				old.delete(p.key);
+				promoted.delete(key);
+				old.delete(key);
 			}
 		}
 		if (half && half.isn === p.isn && p.kind !== 'udp' && alive(half.ref)) {
 			if (p.kind === 'syn') return half.ref;
-			halfOpen.delete(p.key);
+			halfOpen.delete(key);
 			return record(half.ref, p.kind === 'fin', false);
 		}
 		const c = up();
 		if (p.kind === 'syn') {
-			halfOpen.set(p.key, { ref: c, isn: p.isn });
+			halfOpen.set(key, { ref: c, isn: p.isn });
 			return c;
 		}
 		if (phase === 'settling') return c;

@@ -278,6 +278,8 @@ interface Flow {
 	udp: boolean;
 	owner: Backend | undefined;
 	life: number;
+	mac: string | undefined;
+	incarnation: string | undefined;
 	node: number;
 	left: number;
 	established: boolean;
@@ -484,12 +486,26 @@ export async function simulate(
 	agenda.push(2, tick);
 
 	// --- packets
+	let lastMac: string | undefined;
+	/** The incarnation of a backend on a node: a node that took it for gone has another when it comes back. */
+	const incarnation = (node: number, mac: string | undefined): string | undefined => {
+		for (const [index, row] of nodes[node].store.backends.entries())
+			if (row.mac === mac && row.state !== 0) return `${index}/${row.generation}/${row.state}`;
+		return undefined;
+	};
+	const own = (f: Flow, b: Backend) => {
+		f.owner = b;
+		f.life = b.life;
+		f.mac = lastMac;
+		f.incarnation = incarnation(f.node, lastMac)?.replace(/\d+$/, '');
+	};
 	const send = (f: { key: number; isn: number; node: number; log?: string[] }, kind: Kind): Backend | undefined => {
 		if (p.move > 0 && rf() < p.move) f.node = Math.floor(rf() * NODES);
 		const n = nodes[f.node];
 		n.clock();
 		out.packets++;
 		const mac = n.picker.pick({ key: f.key, kind, isn: f.isn });
+		lastMac = mac;
 		const b = mac === undefined ? undefined : byMac.get(mac);
 		f.log?.push(`${agenda.now.toFixed(1)} ${kind} ${b?.id ?? '-'}`);
 		return b;
@@ -512,9 +528,10 @@ export async function simulate(
 		f.idler ? (rf() < p.longIdle ? WINDOW_S * (1 + rf()) : rf() * WINDOW_S * 0.9) : -Math.log(1 - rf()) * 4;
 	const moved = (f: Flow, to: Backend, what: 'established' | 'handshakes' | 'udp') => {
 		const owner = f.owner as Backend;
-		const seen = [...nodes[f.node].store.backends.entries()].find(([, row]) => byMac.get(row.mac) === owner);
-		// The promise holds while the mesh holds that backend alive: one that it takes for down, or has drained, is not.
-		if (owner.state === 'down' || seen === undefined || seen[1].state === 3) {
+		const seen = incarnation(f.node, f.mac);
+		// The promise holds while the mesh holds that backend alive. One that it takes for down is not, nor one whose
+		// drainTimeout was over on this node before it heard that the drain was taken back.
+		if (owner.state === 'down' || !seen?.startsWith(f.incarnation ?? '?') || seen.endsWith('/3')) {
 			out.decided++;
 			end(f);
 			return;
@@ -566,8 +583,7 @@ export async function simulate(
 		if (b.state === 'draining') out.newToDraining++;
 		// After a repeated SYN that went elsewhere, the first backend's SYN-ACK may win all the same.
 		if (!(f.tries > 0 && f.owner && f.owner !== b && lives(f) && rf() < 0.5)) {
-			f.owner = b;
-			f.life = b.life;
+			own(f, b);
 		}
 		if (rf() < 0.01 && f.tries < 2) {
 			f.tries++;
@@ -600,6 +616,8 @@ export async function simulate(
 			udp: rf() < p.udp,
 			owner: undefined,
 			life: 0,
+			mac: undefined,
+			incarnation: undefined,
 			node: Math.floor(rf() * NODES),
 			left: 1 + Math.floor(-Math.log(1 - rf()) * 20),
 			established: false,
@@ -615,8 +633,7 @@ export async function simulate(
 			const b = send(f, 'udp');
 			if (!b?.alive) end(f);
 			else {
-				f.owner = b;
-				f.life = b.life;
+				own(f, b);
 				agenda.push(agenda.now + gap(f), () => data(f));
 			}
 		} else syn(f);
