@@ -21,7 +21,7 @@ import {
 import { type DatapathOptions, type Entries, entries, undeliverable } from '../mesh/entries.js';
 import { createIds } from '../mesh/ids.js';
 import { createMaglevPool } from '../mesh/maglev.js';
-import { type Health, type Mesh, plan } from '../mesh/plan.js';
+import { type Health, type Mesh, type MeshService, plan } from '../mesh/plan.js';
 import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
 import { parseDuration } from '../mesh/sources/document.js';
 import type { Membership } from '../mesh/types.js';
@@ -71,6 +71,8 @@ const HEARTBEAT_MS = 1000;
 const SETTLE_MS = 5000;
 /** Without any sign of a change: what no event told. */
 const FULL_MS = 30_000;
+/** How long a new backend may wait for its node to have the same membership; files are not written everywhere at once. */
+const NEWCOMERS_WAIT_MS = 15_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
 const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
 /** On a node's first start all may be starting: one that was never heard is not down before. */
@@ -280,8 +282,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const waiters: { resolve: () => void; reject: (e: Error) => void; run: number }[] = [];
 		let runNumber = 0;
 
+		/** The first run waits for what it is to know; causes that come before are in it. */
+		let begun = false;
 		function schedule(inMs: number): void {
-			if (closed) return;
+			if (closed || !begun) return;
 			const at = performance.now() + inMs;
 			if (timer !== undefined && timerAt <= at) return;
 			clearTimeout(timer);
@@ -408,6 +412,42 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
+		/** Keys of each service's backends, as the last run saw them. */
+		const seen = new Map<string, { readonly service: MeshService; readonly keys: ReadonlySet<string> }>();
+		/** New backends of other nodes: until when they wait for their node to know them, ms. */
+		const waiting = new Map<string, { readonly node: string; readonly until: number }>();
+		/** What an earlier agent had sent to; undefined: there was none, and everything is new everywhere. */
+		const before = served.size === 0 ? undefined : new Set([...d.store.backends.entries()].map(([, row]) => row.mac));
+
+		/**
+		 * Keys of backends whose node does not know them yet: its digest, in its answers to probes, is not ours. A flow that
+		 * went there now would be sent on to another backend, and cut when the node learns of this one.
+		 */
+		function newcomers(m: Mesh): string[] {
+			const first = seen.size === 0;
+			for (const name of seen.keys()) if (!m.services.has(name)) seen.delete(name);
+			for (const s of m.services.values()) {
+				const was = seen.get(s.name);
+				if (was?.service === s) continue;
+				seen.set(s.name, { service: s, keys: new Set(s.backends.map((b) => b.key)) });
+				if (first && before === undefined) continue;
+				for (const b of s.backends) {
+					const known = first ? before?.has(b.mac) : was?.keys.has(b.key);
+					if (b.node === m.self || known === true || waiting.has(b.key)) continue;
+					waiting.set(b.key, { node: b.node, until: nowMs() + NEWCOMERS_WAIT_MS });
+				}
+			}
+			if (waiting.size === 0) return [];
+			const views = peers.views();
+			for (const [key, w] of waiting) {
+				const theirs = views.get(w.node)?.digest;
+				// A node that does not answer is no reason to wait: whether it is down is another question.
+				if (nowMs() >= w.until || theirs === undefined || theirs === null || theirs === m.digest) waiting.delete(key);
+			}
+			if (waiting.size > 0) mark('new backends', false, 100);
+			return [...waiting.keys()];
+		}
+
 		let socketTried = false;
 		function commit(): void {
 			d.commit();
@@ -465,7 +505,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				mesh = nextMesh;
 				updatePeers(mesh.nodes.values(), mesh.digest);
 				let e = entries(mesh, l.facts, options(), ids, nowMs(), now);
-				const down = new Set(undeliverable(e).keys());
+				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh)]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
 					mesh = plan({ membership, self: config.node.name, health, nowMs: nowMs(), previous: mesh });
@@ -769,6 +809,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		// The first run decides: a node that cannot start says so and leaves things as they were.
+		begun = true;
 		await loop();
 		if (!isReady && !committed) {
 			await rest();
