@@ -1,0 +1,352 @@
+/** Answers of a manager's Engine API → Membership. Pure: what an engine says is data, and wrong data is left out and told. */
+import type { BackendState, Membership, NetworkSpec, NodeSpec, PublishedPort, ServiceSpec, Task } from '../types.js';
+import { type LabelProblem, parseLabels } from './docker-labels.js';
+import { isUsable, parseAddress, parsePrefix } from './document.js';
+
+// What is read of each answer; all of it may be absent, since an engine is another program.
+
+export interface RawNode {
+	readonly ID?: string;
+	readonly CreatedAt?: string;
+	readonly Spec?: { readonly Role?: string; readonly Availability?: string };
+	readonly Description?: { readonly Hostname?: string };
+	readonly Status?: { readonly State?: string; readonly Addr?: string };
+	readonly ManagerStatus?: { readonly Addr?: string };
+}
+
+interface RawPort {
+	readonly Protocol?: string;
+	readonly TargetPort?: number;
+	readonly PublishedPort?: number;
+	readonly PublishMode?: string;
+}
+
+export interface RawService {
+	readonly ID?: string;
+	readonly Spec?: { readonly Name?: string; readonly Labels?: Readonly<Record<string, string>> | null };
+	readonly Endpoint?: { readonly Ports?: readonly RawPort[] | null };
+}
+
+export interface RawTask {
+	readonly ID?: string;
+	readonly ServiceID?: string;
+	readonly NodeID?: string;
+	readonly DesiredState?: string;
+	readonly Status?: {
+		readonly State?: string;
+		readonly ContainerStatus?: { readonly ContainerID?: string } | null;
+	};
+}
+
+export interface RawNetwork {
+	readonly Name?: string;
+	readonly Driver?: string;
+	readonly Scope?: string;
+	readonly Attachable?: boolean;
+	readonly Internal?: boolean;
+	readonly Ingress?: boolean;
+	readonly IPAM?: { readonly Config?: readonly { readonly Subnet?: string }[] | null };
+	readonly Options?: Readonly<Record<string, string>> | null;
+}
+
+/** Of a task, what the mesh needs. Lists of 20 000 are kept, so no more than this. */
+export interface TaskFact {
+	readonly id: string;
+	readonly service: string;
+	readonly node: string;
+	readonly desired: string;
+	readonly state: string;
+	/** It ran when it was listed before: its end is news. */
+	readonly served?: boolean;
+}
+
+export function taskFact(raw: RawTask): TaskFact | undefined {
+	const { ID: id, ServiceID: service, NodeID: node } = raw;
+	if (id === undefined || service === undefined || node === undefined || node === '') return undefined;
+	return { id, service, node, desired: raw.DesiredState ?? '', state: raw.Status?.State ?? '' };
+}
+
+/** Nothing comes after these. */
+const OVER = new Set(['complete', 'shutdown', 'failed', 'rejected', 'remove', 'orphaned']);
+
+/**
+ * What a task is to the mesh; undefined: nothing, it does not serve (yet, or any more).
+ * `running` means healthy too, where the image has a health check: Swarm calls a task `starting` until then.
+ */
+export function stateOf(t: Pick<TaskFact, 'desired' | 'state' | 'served'>): BackendState | undefined {
+	if (t.state !== 'running') return t.served === true && OVER.has(t.state) ? 'down' : undefined;
+	return t.desired === 'running' ? 'active' : 'draining';
+}
+
+/** Whether a task is over for good. */
+export function isOver(t: Pick<TaskFact, 'state'>): boolean {
+	return OVER.has(t.state);
+}
+
+/** What a node says of a task of its own, before Swarm does. */
+export interface TaskReport {
+	/** Worse than what is listed: `kill` draining, `die` down. */
+	readonly state?: 'draining' | 'down';
+	/** Its leg on docker_gwbridge has an IPv6 address. */
+	readonly six?: boolean;
+}
+
+export interface Answers {
+	readonly nodes: readonly RawNode[];
+	readonly services: readonly RawService[];
+	readonly tasks: readonly TaskFact[];
+	readonly networks: readonly RawNetwork[];
+	/** What the task's own node says of it. */
+	readonly reportOf: (task: TaskFact) => TaskReport | undefined;
+}
+
+export interface Mapped {
+	readonly membership: Membership;
+	readonly problems: readonly LabelProblem[];
+	/** Nodes and services that are left out, and why. */
+	readonly skipped: readonly string[];
+}
+
+/** The address that other nodes reach it at. A manager that listens on all addresses says 0.0.0.0 of itself. */
+function addressOf(n: RawNode): string | undefined {
+	const candidates = [n.Status?.Addr, n.ManagerStatus?.Addr?.replace(/:\d+$/, '').replace(/^\[|\]$/g, '')];
+	return candidates.map((a) => parseAddress(a)).find((a) => a !== undefined && isUsable(a));
+}
+
+const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$/;
+
+/** Ready before down, then the newer: a machine that joined again leaves its old self behind. */
+function rank(a: RawNode, b: RawNode): number {
+	const ready = (n: RawNode) => (n.Status?.State === 'ready' ? 0 : n.Status?.State === 'down' ? 2 : 1);
+	return ready(a) - ready(b) || ((a.CreatedAt ?? '' < (b.CreatedAt ?? '')) ? 1 : -1);
+}
+
+function mapNodes(raw: readonly RawNode[], skipped: string[]): NodeSpec[] {
+	const byAddress = new Map<string, RawNode>();
+	for (const n of [...raw].sort(rank)) {
+		const name = n.Description?.Hostname ?? '';
+		if (n.ID === undefined || name === '') continue;
+		const address = addressOf(n);
+		if (address === undefined) skipped.push(`node ${name}: it has no address yet`);
+		else if (address.includes(':')) skipped.push(`node ${name}: its address is ${address}, and VTEPs are IPv4`);
+		else if (!NAME.test(name)) skipped.push(`node ${n.ID}: its hostname ${JSON.stringify(name)} is no name`);
+		else if (byAddress.has(address))
+			skipped.push(`node ${name} (${n.ID}): ${address} belongs to another node that is newer`);
+		else byAddress.set(address, n);
+	}
+	// The oldest of a name keeps it, or a newcomer would rename its elders and move their flows.
+	const oldestFirst = [...byAddress].sort(([, a], [, b]) =>
+		`${a.CreatedAt ?? ''} ${a.ID}` < `${b.CreatedAt ?? ''} ${b.ID}` ? -1 : 1,
+	);
+	const taken = new Set<string>();
+	const out: NodeSpec[] = [];
+	for (const [address, n] of oldestFirst) {
+		const id = n.ID as string;
+		const hostname = n.Description?.Hostname as string;
+		const name = taken.has(hostname) ? `${hostname}-${id.slice(0, 8)}` : hostname;
+		taken.add(name);
+		out.push({ name, id, address, drained: n.Spec?.Availability === 'drain' });
+	}
+	return out.sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** Ports that the ingress mesh publishes. SCTP stays with the kernel's, host mode with its node. */
+export function ingressPorts(s: RawService): PublishedPort[] {
+	const out: PublishedPort[] = [];
+	for (const p of s.Endpoint?.Ports ?? []) {
+		if ((p.PublishMode ?? 'ingress') !== 'ingress') continue;
+		if (p.Protocol !== 'tcp' && p.Protocol !== 'udp') continue;
+		if (!p.PublishedPort || !p.TargetPort) continue;
+		out.push({ published: p.PublishedPort, target: p.TargetPort, protocol: p.Protocol });
+	}
+	return out.sort((a, b) => a.published - b.published || (a.protocol < b.protocol ? -1 : 1));
+}
+
+function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
+	const out: NetworkSpec[] = [];
+	for (const n of raw) {
+		if (n.Driver !== 'overlay' || n.Scope !== 'swarm' || n.Name === undefined || n.Ingress === true) continue;
+		const subnet = (n.IPAM?.Config ?? []).map((c) => parsePrefix(c.Subnet)).find((s) => s?.includes('.'));
+		const vni = Number(/^\d+/.exec(n.Options?.['com.docker.network.driver.overlay.vxlanid_list'] ?? '')?.[0] ?? 0);
+		if (subnet === undefined || vni === 0) continue;
+		const mtu = Number(n.Options?.['com.docker.network.driver.mtu'] ?? 0);
+		out.push({
+			name: n.Name,
+			subnet,
+			vni,
+			attachable: n.Attachable ?? false,
+			options: {
+				internal: n.Internal ?? false,
+				encrypted: n.Options?.encrypted !== undefined,
+				...(mtu > 0 ? { mtu } : {}),
+			},
+		});
+	}
+	return out.sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+function worse(listed: BackendState, reported: 'draining' | 'down' | undefined): BackendState {
+	return listed === 'down' || reported === 'down' ? 'down' : (reported ?? listed);
+}
+
+/** Works out the membership as every node is to see it: no addresses of tasks (docs/decisions/0010). */
+export function mapAnswers(answers: Answers): Mapped {
+	const skipped: string[] = [];
+	const problems: LabelProblem[] = [];
+	const nodes = mapNodes(answers.nodes, skipped);
+	const nodeOf = new Map(nodes.map((n) => [n.id as string, n.name]));
+	const tasksOf = new Map<string, TaskFact[]>();
+	for (const t of answers.tasks) {
+		const of = tasksOf.get(t.service);
+		if (of === undefined) tasksOf.set(t.service, [t]);
+		else of.push(t);
+	}
+	const services: ServiceSpec[] = [];
+	for (const s of answers.services) {
+		const name = s.Spec?.Name ?? '';
+		const ports = ingressPorts(s);
+		if (s.ID === undefined || ports.length === 0) continue;
+		if (!NAME.test(name)) {
+			skipped.push(`service ${s.ID}: its name ${JSON.stringify(name)} is no name`);
+			continue;
+		}
+		const labels = parseLabels(name, s.Spec?.Labels ?? {});
+		problems.push(...labels.problems);
+		const tasks: Task[] = [];
+		for (const t of tasksOf.get(s.ID) ?? []) {
+			const node = nodeOf.get(t.node);
+			const listed = stateOf(t);
+			if (node === undefined || listed === undefined) continue;
+			const report = answers.reportOf(t);
+			const state = worse(listed, report?.state);
+			tasks.push({
+				id: t.id,
+				node,
+				families: report?.six === true ? [4, 6] : [4],
+				weight: labels.weightOf(node),
+				state,
+			});
+		}
+		tasks.sort((a, b) => ((a.id as string) < (b.id as string) ? -1 : 1));
+		services.push({ name, ports, options: labels.options, tasks });
+	}
+	services.sort((a, b) => (a.name < b.name ? -1 : 1));
+	return { membership: { nodes, services, networks: mapNetworks(answers.networks) }, problems, skipped };
+}
+
+/** Addresses of a task's leg on docker_gwbridge. */
+export interface Leg {
+	readonly address4?: string;
+	readonly address6?: string;
+}
+
+/** The membership as the node itself is to see it: with the addresses of its own tasks, and what befell them just now. */
+export function withOwn(
+	m: Membership,
+	self: string,
+	legs: ReadonlyMap<string, Leg>,
+	reports: ReadonlyMap<string, TaskReport>,
+): Membership {
+	if (legs.size === 0 && reports.size === 0) return m;
+	return {
+		...m,
+		services: m.services.map((s) => {
+			if (!s.tasks.some((t) => t.node === self)) return s;
+			return {
+				...s,
+				tasks: s.tasks.map((t) => {
+					if (t.node !== self || t.id === undefined) return t;
+					return { ...t, ...legs.get(t.id), state: worse(t.state, reports.get(t.id)?.state) };
+				}),
+			};
+		}),
+	};
+}
+
+/** GET /networks/docker_gwbridge → container → leg. */
+export function legsOf(raw: unknown): Map<string, Leg> {
+	const out = new Map<string, Leg>();
+	const containers = (
+		raw as { Containers?: Record<string, { IPv4Address?: string; IPv6Address?: string }> } | undefined
+	)?.Containers;
+	for (const [id, c] of Object.entries(containers ?? {})) {
+		const address4 = parseAddress(c.IPv4Address?.replace(/\/\d+$/, ''), 4);
+		const address6 = parseAddress(c.IPv6Address?.replace(/\/\d+$/, ''), 6);
+		if (address4 === undefined && address6 === undefined) continue;
+		out.set(id, {
+			...(address4 === undefined ? {} : { address4 }),
+			...(address6 === undefined ? {} : { address6 }),
+		});
+	}
+	return out;
+}
+
+export interface OwnContainer {
+	readonly id: string;
+	readonly task: string;
+	readonly running: boolean;
+}
+
+/** GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks. */
+export function ownContainers(raw: unknown): OwnContainer[] {
+	if (!Array.isArray(raw)) return [];
+	return raw.flatMap((c: { Id?: string; State?: string; Labels?: Record<string, string> }) => {
+		const task = c.Labels?.[TASK_LABEL];
+		return c.Id === undefined || !task ? [] : [{ id: c.Id, task, running: c.State === 'running' }];
+	});
+}
+
+export const TASK_LABEL = 'com.docker.swarm.task.id';
+
+/** Swarm's part of GET /info. */
+export interface SwarmInfo {
+	readonly nodeId: string;
+	readonly nodeAddress: string;
+	/** Lists can be had here. */
+	readonly manager: boolean;
+	/** All managers that this node knows, itself too if it is one. */
+	readonly managers: readonly { readonly id: string; readonly host: string }[];
+	readonly dockerRoot: string;
+	/** UDP port of the overlay networks, where the engine says it: managers only. */
+	readonly dataPathPort?: number;
+	/** Why there is no swarm here; undefined: there is. */
+	readonly problem?: string;
+}
+
+export function swarmInfo(raw: unknown): SwarmInfo {
+	const info = (raw ?? {}) as {
+		DockerRootDir?: string;
+		Swarm?: {
+			NodeID?: string;
+			NodeAddr?: string;
+			LocalNodeState?: string;
+			ControlAvailable?: boolean;
+			Error?: string;
+			RemoteManagers?: readonly { NodeID?: string; Addr?: string }[] | null;
+			Cluster?: { DataPathPort?: number } | null;
+		};
+	};
+	const s = info.Swarm ?? {};
+	const state = s.LocalNodeState ?? 'inactive';
+	const port = s.Cluster?.DataPathPort;
+	const problem =
+		state === 'inactive'
+			? 'this engine is in no swarm: docker swarm init, or docker swarm join'
+			: state === 'locked'
+				? 'this engine is locked: docker swarm unlock'
+				: s.NodeID
+					? undefined
+					: `this engine’s swarm is ${state}${s.Error ? `: ${s.Error}` : ''}`;
+	return {
+		nodeId: s.NodeID ?? '',
+		nodeAddress: parseAddress(s.NodeAddr) ?? '',
+		manager: s.ControlAvailable === true,
+		managers: (s.RemoteManagers ?? []).flatMap((m) => {
+			const host = parseAddress(m.Addr?.replace(/:\d+$/, '').replace(/^\[|\]$/g, ''));
+			return m.NodeID === undefined || host === undefined ? [] : [{ id: m.NodeID, host }];
+		}),
+		dockerRoot: info.DockerRootDir ?? '/var/lib/docker',
+		...(port !== undefined && port > 0 ? { dataPathPort: port } : {}),
+		...(problem === undefined ? {} : { problem }),
+	};
+}
