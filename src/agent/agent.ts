@@ -21,7 +21,7 @@ import {
 import { type DatapathOptions, type Entries, entries, undeliverable } from '../mesh/entries.js';
 import { createIds } from '../mesh/ids.js';
 import { createMaglevPool } from '../mesh/maglev.js';
-import { type Health, type Mesh, type MeshService, plan } from '../mesh/plan.js';
+import { type Health, type Mesh, plan } from '../mesh/plan.js';
 import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
 import { parseDuration } from '../mesh/sources/document.js';
 import type { Membership } from '../mesh/types.js';
@@ -71,7 +71,7 @@ const HEARTBEAT_MS = 1000;
 const SETTLE_MS = 5000;
 /** Without any sign of a change: what no event told. */
 const FULL_MS = 30_000;
-/** How long a new backend may wait for its node to have the same membership; files are not written everywhere at once. */
+/** How long a backend that came while no agent ran may wait for its node's agent. */
 const NEWCOMERS_WAIT_MS = 15_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
 const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
@@ -412,29 +412,24 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
-		/** Keys of each service's backends, as the last run saw them. */
-		const seen = new Map<string, { readonly service: MeshService; readonly keys: ReadonlySet<string> }>();
-		/** New backends of other nodes: until when they wait for their node to know them, ms. */
-		const waiting = new Map<string, { readonly node: string; readonly until: number }>();
+		/** Other nodes' backends that came while no agent ran here: until when they wait for their node, ms. */
+		let waiting: Map<string, { readonly node: string; readonly until: number }> | undefined;
 		/** What an earlier agent had sent to; undefined: there was none, and everything is new everywhere. */
 		const before = served.size === 0 ? undefined : new Set([...d.store.backends.entries()].map(([, row]) => row.mac));
 
 		/**
-		 * Keys of backends whose node does not know them yet: its digest, in its answers to probes, is not ours. A flow that
-		 * went there now would be sent on to another backend, and cut when the node learns of this one.
+		 * Keys of backends whose node does not know them yet: its digest, in its answers to probes, is not ours. Agents that
+		 * were stopped start seconds or minutes apart; flows sent there meanwhile would all be sent on by that node. (While
+		 * agents run, it is a matter of milliseconds, and the datapath's.)
 		 */
 		function newcomers(m: Mesh): string[] {
-			const first = seen.size === 0;
-			for (const name of seen.keys()) if (!m.services.has(name)) seen.delete(name);
-			for (const s of m.services.values()) {
-				const was = seen.get(s.name);
-				if (was?.service === s) continue;
-				seen.set(s.name, { service: s, keys: new Set(s.backends.map((b) => b.key)) });
-				if (first && before === undefined) continue;
-				for (const b of s.backends) {
-					const known = first ? before?.has(b.mac) : was?.keys.has(b.key);
-					if (b.node === m.self || known === true || waiting.has(b.key)) continue;
-					waiting.set(b.key, { node: b.node, until: nowMs() + NEWCOMERS_WAIT_MS });
+			if (waiting === undefined) {
+				waiting = new Map();
+				const until = nowMs() + NEWCOMERS_WAIT_MS;
+				for (const s of before === undefined ? [] : m.services.values()) {
+					for (const b of s.backends) {
+						if (b.node !== m.self && before?.has(b.mac) === false) waiting.set(b.key, { node: b.node, until });
+					}
 				}
 			}
 			if (waiting.size === 0) return [];
