@@ -68,7 +68,7 @@ INLINE bool is_stale(const struct settings *s)
 }
 
 /* Of records of flows that began with the kernel's mesh while the agent was stale; no slot counts so far. */
-#define STALE_GENERATION 0xffffffffu
+#define STALE_GENERATION 0xfffffffeu
 
 /* CLOCK_BOOTTIME of the last packet of such a flow. While it is 0, as nearly always, nobody looks for records. */
 __u64 last_stale_ns;
