@@ -349,7 +349,7 @@ function printTcp(b: Uint8Array, start: number | undefined): string[] {
 			i++;
 			continue;
 		}
-		if (kind === 2) options.push(`mss ${v.getUint16(i + 2)}`);
+		if (kind === 2 && i + 4 <= b.length) options.push(`mss ${v.getUint16(i + 2)}`);
 		else if (kind === 8) options.push('timestamps');
 		else options.push(`option ${kind}`);
 		i += Math.max(2, b[i + 1] ?? 2);
