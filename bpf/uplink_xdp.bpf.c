@@ -194,6 +194,50 @@ GLOBAL __u32 other_backend(const struct settings *s, const struct packet *p)
 	return is_kernel(ref) ? REF_NONE : ref;
 }
 
+/* Flows that were sent on lie in conntrack beside this node's own, for their frontend is another node's. */
+#define SENT_ON_GENERATION 0xffffffffu
+#define SENT_ON_NS (8100ull * 1000000000)	/* 2 h 15 min, as the default trackingWindow */
+
+__u64 sent_on_ns;	/* when such a flow was last seen */
+
+INLINE bool was_sent_on_lately(void)
+{
+	return unlikely(sent_on_ns) && bpf_ktime_get_coarse_ns() - sent_on_ns < SENT_ON_NS;
+}
+
+/*
+ * Where a flow goes whose backend is down or unknown here, and stays when the backend comes: an added backend is in the
+ * tables of other nodes before this one has found its endpoint. `here`: the backend is known by now.
+ */
+GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here)
+{
+	if (!s || !p || is_icmp(p) || p->fragment == LATER_FRAGMENT)
+		return REF_NONE;
+	bool syn = is_syn(p);
+	struct flow_key k;
+
+	flow_key_of(&k, p);
+	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
+
+	if (f && f->generation == SENT_ON_GENERATION) {
+		if (is_alive(f->ref) && (!syn || !here || f->isn == p->seq)) {
+			sent_on_ns = bpf_ktime_get_coarse_ns();
+			return f->ref;
+		}
+		bpf_map_delete_elem(&conntrack, &k);
+	}
+	if (here || !(syn || p->proto == IPPROTO_UDP))
+		return REF_NONE;
+
+	struct flow n = { .ref = other_backend(s, p), .generation = SENT_ON_GENERATION, .isn = p->seq };
+
+	if (n.ref) {
+		bpf_map_update_elem(&conntrack, &k, &n, BPF_ANY);
+		sent_on_ns = bpf_ktime_get_coarse_ns();
+	}
+	return n.ref;
+}
+
 /* Answered here so that a probe says "this node's datapath works", not "its agent does". Returns the action. */
 GLOBAL int answer_probe(struct xdp_md *ctx, const struct settings *s)
 {
@@ -320,15 +364,18 @@ INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings
 	if (is_icmp(p) && !is_icmp_error(p))
 		return DROP_MALFORMED;
 	to->lb = bpf_map_lookup_elem(&local_backends, &k);
-	if (likely(to->lb && to->lb->state != BACKEND_DOWN))
+
+	bool here = to->lb && to->lb->state != BACKEND_DOWN;
+
+	if (likely(here && !was_sent_on_lately()))
 		return TO_BE_SENT;
-	if (!is_syn(p) || to->flags & FRAME_REBALANCED)
-		return DROP_UNKNOWN_BACKEND;
+	to->ref = to->flags & FRAME_REBALANCED ? REF_NONE : sent_on(s, p, here);
+	if (!to->ref)
+		return here ? TO_BE_SENT : DROP_UNKNOWN_BACKEND;
 	to->lb = NULL;
 	to->flags |= FRAME_REBALANCED;
-	to->ref = other_backend(s, p);
 	to->hash = to->ref;
-	return to->ref ? TO_BE_SENT : DROP_NO_BACKEND;
+	return TO_BE_SENT;
 }
 
 /* A listener, or a UDP socket that is not connected, is no proof of a flow. */

@@ -7,6 +7,7 @@ import { Mesh, targets, taskBackend } from '../support/beeline.js';
 import { type LoadReport, type RunningLoad, Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
 
 interface Shared {
 	net: Topology;
@@ -81,6 +82,41 @@ scenario(
 			assert.is(Object.keys(report.backends).length, 6);
 			// 200 expected, sigma 12.9.
 			assert.ok(Math.abs(report.backends.n3t3 - 200) < 70, JSON.stringify(report.backends));
+		});
+
+		test('a node hears of its new backend last: what was begun meanwhile goes on where it began', async ({
+			net,
+			mesh,
+		}) => {
+			net.addTask('n3', 4);
+			await net.httpd('n3t4', 80);
+			await net.udpecho('n3t4', 53);
+			const before = mesh.document;
+			const after = {
+				...before,
+				services: before.services.map((one) => ({ ...one, backends: [...one.backends, taskBackend(net, 'n3t4')] })),
+			};
+			await mesh.change(after, ['n1', 'n2']);
+			const load = net.startLoad('c1', [
+				...['-n', 100, '-c', 100, '-k', 0, '-i', 50, '-d', 60_000, '-t', 3000],
+				...targets(net, ['n1', 'n2'], 8080, [4, 6]),
+			]);
+			const udp = net.startUdpload('c1', [
+				...['-n', 0, '-c', 60, '-i', 50, '-d', 60_000],
+				...targets(net, ['n1', 'n2'], 8053, [4, 6]),
+			]);
+			await load.ready();
+			const sent = async () => (await mesh.agent('n3').verdicts())['uplink_xdp encap_rebalanced'] ?? 0;
+			await waitFor('flows to be sent on by n3', async () => (await sent()) > 20);
+			await mesh.change(after);
+			const report = await fresh(net);
+			assert.equal(report.failures, {});
+			assert.ok(report.backends.n3t4 > 0);
+			const held = await load.finish();
+			assert.equal([held.failures, held.moved], [{}, 0], JSON.stringify(held));
+			const datagrams = await udp.finish();
+			assert.equal([datagrams.lost, datagrams.moved], [0, 0], JSON.stringify(datagrams));
+			await mesh.change(before);
 		});
 
 		test('a drained backend gets no new connection, on any node, and comes back', async ({ net, mesh }) => {

@@ -312,14 +312,22 @@ export class Mesh {
 		const agents = only.map((node) => this.agent(node)).filter((agent) => agent.running);
 		const before = await Promise.all(agents.map((agent) => agent.status()));
 		for (const node of only) this.agent(node).writeMesh(this.#full(document));
-		await waitFor('the mesh to be applied on every node', async () => {
-			for (const [i, agent] of agents.entries()) {
-				const status = await agent.status();
-				if (status.membership.error) throw new Error(`${agent.node}: ${status.membership.error}`);
-				if (status.membership.readAt === before[i].membership.readAt) return false;
-				if (status.reconcile.runs <= before[i].reconcile.runs) return false;
-			}
-			return true;
+		let late = '';
+		await waitFor(
+			'the mesh to be applied on every node',
+			async () => {
+				for (const [i, agent] of agents.entries()) {
+					const status = await agent.status();
+					late = `${agent.node}: ${JSON.stringify({ was: before[i].membership, is: status.membership, reconcile: status.reconcile })}`;
+					if (status.membership.error) throw new Error(`${agent.node}: ${status.membership.error}`);
+					if (status.membership.readAt === before[i].membership.readAt) return false;
+					if (status.reconcile.runs <= before[i].reconcile.runs) return false;
+				}
+				return true;
+			},
+			30_000,
+		).catch((error: Error) => {
+			throw new Error(`${error.message}; ${late}`);
 		});
 		await this.connected();
 	}
