@@ -273,6 +273,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 		// ---- the loop ----
 		const dirty = new Set<string>();
+		/** When what is dirty is to be looked at, performance.now(). */
+		let wantedAt = Number.POSITIVE_INFINITY;
 		let dirtySince: number | undefined;
 		let needsLocal = true;
 		let running: Promise<void> | undefined;
@@ -298,6 +300,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 		function mark(cause: string, kernel: boolean, inMs = 0): void {
 			dirty.add(cause);
+			wantedAt = Math.min(wantedAt, performance.now() + inMs);
 			dirtySince ??= performance.now();
 			if (kernel) needsLocal = true;
 			schedule(inMs);
@@ -315,7 +318,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			if (running !== undefined || closed) return;
 			running = once().finally(() => {
 				running = undefined;
-				if (dirty.size > 0 && timer === undefined) schedule(0);
+				// What was marked during the run may have found its timer ended: the run's own next look must not hide it.
+				if (dirty.size > 0) schedule(Math.max(0, wantedAt - performance.now()));
 			});
 			await running;
 		}
@@ -458,6 +462,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			const known = dirtySince ?? began;
 			const rereads = needsLocal || dirty.size === 0;
 			dirty.clear();
+			wantedAt = Number.POSITIVE_INFINITY;
 			dirtySince = undefined;
 			needsLocal = false;
 			const errors: string[] = [];
