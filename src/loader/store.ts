@@ -1,4 +1,5 @@
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { release } from 'node:os';
 import {
 	type BpfMap,
 	MapOfMaps,
@@ -324,6 +325,34 @@ const TRANSITION_STRIDE = Math.ceil(transitionCodec.size / 8) * 8;
 const SLOT_WORDS = SLOT_STRIDE / 4;
 
 /**
+ * Before Linux 6.8 every lookup, update and batch entry of an array of maps waits for an RCU grace period (kernel commits
+ * "bpf: Remove unnecessary wait from bpf_map_copy_value()" and "… only once for generic_map_update_batch()"). 1000 tables
+ * would take half a minute.
+ */
+function waitsForEachEntry(release: string): boolean {
+	const [major, minor] = release.split('.').map(Number);
+	return major < 6 || (major === 6 && minor < 8);
+}
+
+const RCU_EXPEDITED = '/sys/kernel/rcu_expedited';
+
+/** Runs `f` while the kernel is asked for expedited grace periods (tens of microseconds), where it waits for many. */
+function withShortGracePeriods<T>(f: () => T): T {
+	let was: string | undefined;
+	try {
+		was = readFileSync(RCU_EXPEDITED, 'utf8').trim();
+		if (was === '0') writeFileSync(RCU_EXPEDITED, '1');
+	} catch {
+		was = undefined; // read-only sysfs: it takes longer, and works
+	}
+	try {
+		return f();
+	} finally {
+		if (was === '0') writeFileSync(RCU_EXPEDITED, '0');
+	}
+}
+
+/**
  * An array of maps. The kernel waits for a grace period (5-15 ms) at each update or delete of one, but only once for a
  * whole batch; and it has no batch of deletes. So every change is a batch, and what is deleted is replaced by one shared
  * inner map of a single zero row, known by its name.
@@ -332,32 +361,42 @@ class Outer {
 	private present: Map<number, number> | undefined;
 	private none: TypedMap<unknown, unknown> | undefined;
 
-	constructor(readonly map: MapOfMaps<number>) {}
+	/** `named`: the keys that may be in use, where looking at every place would take minutes. */
+	constructor(
+		readonly map: MapOfMaps<number>,
+		private readonly named: () => Iterable<number>,
+		private readonly slow = waitsForEachEntry(release()),
+	) {}
+
+	private quickly<T>(f: () => T): T {
+		return this.slow ? withShortGracePeriods(f) : f();
+	}
 
 	/** Keys that hold a map of their own, with its id; asked of the kernel once, as no one else writes. */
 	get keys(): Map<number, number> {
 		if (this.present) return this.present;
 		const ids = new Map<number, number[]>();
-		for (const [key, id] of this.read()) {
+		for (const [key, id] of this.quickly(() => [...this.read()])) {
 			const keys = ids.get(id);
 			if (keys) keys.push(key);
 			else ids.set(id, [key]);
 		}
 		this.present = new Map();
 		for (const [id, keys] of ids) {
-			if (keys.length === 1 && !this.isNone(keys[0])) this.present.set(keys[0], id);
+			if (keys.length === 1 && !this.isNone(id)) this.present.set(keys[0], id);
 		}
 		return this.present;
 	}
 
-	private isNone(key: number): boolean {
-		using inner = this.map.openInner(key);
+	private isNone(id: number): boolean {
+		using inner = this.map.openById(id);
 		return inner === undefined || inner.info().name === NONE;
 	}
 
 	private *read(): IterableIterator<[number, number]> {
-		// One by one, 1 µs each: on Linux 6.1 a batch lookup in an array of maps with empty places does not return.
-		for (let key = 0; key < this.map.maxEntries; key++) {
+		// One by one, 1 µs each: a batch lookup in an array of maps ends at its first empty place.
+		const places = this.slow ? new Set(this.named()) : Array(this.map.maxEntries).keys();
+		for (const key of places) {
 			const id = this.map.getId(key);
 			if (id !== undefined) yield [key, id];
 		}
@@ -368,13 +407,14 @@ class Outer {
 	}
 
 	open(key: number): TypedMap<unknown, unknown> | undefined {
-		return this.has(key) ? this.map.openInner(key) : undefined;
+		const id = this.keys.get(key);
+		return id === undefined ? undefined : this.map.openById(id);
 	}
 
 	put(entries: readonly (readonly [number, TypedMap<unknown, unknown>])[]): void {
 		if (entries.length === 0) return;
 		const keys = this.keys;
-		this.map.setMany(entries);
+		this.quickly(() => this.map.setMany(entries));
 		for (const [key, inner] of entries) keys.set(key, inner.id);
 	}
 
@@ -383,7 +423,7 @@ class Outer {
 		if (going.length === 0) return;
 		this.none ??= this.map.createInner(1, NONE);
 		const { none } = this;
-		this.map.setMany(going.map((key) => [key, none] as const));
+		this.quickly(() => this.map.setMany(going.map((key) => [key, none] as const)));
 		for (const key of going) this.keys.delete(key);
 	}
 
@@ -409,9 +449,9 @@ class Tables implements KernelTables {
 	readonly slots: Outer;
 	readonly transitions: Outer;
 
-	constructor(slots: MapOfMaps<number>, transitions: MapOfMaps<number>) {
-		this.slots = new Outer(slots);
-		this.transitions = new Outer(transitions);
+	constructor(slots: MapOfMaps<number>, transitions: MapOfMaps<number>, named: () => Iterable<number>) {
+		this.slots = new Outer(slots, named);
+		this.transitions = new Outer(transitions, named);
 	}
 
 	ids(): Iterable<number> {
@@ -752,7 +792,9 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const deny = typed('deny', acl, u8);
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
-	const tables = new Tables(slots, transitions);
+	const tables = new Tables(slots, transitions, function* () {
+		for (const [, row] of frontends.entries()) for (const t of row.tables) if (t.table !== 0) yield t.table;
+	});
 	owned.push(tables);
 	const revnatKey = wire(revnatKeyCodec);
 	const revnatRow = wire(revnatCodec);

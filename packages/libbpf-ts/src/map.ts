@@ -587,7 +587,13 @@ export class MapOfMaps<K = number, IK = unknown, IV = unknown> extends BpfMap {
 	}
 	openInner(key: K): TypedMap<IK, IV> | undefined {
 		const id = this.getId(key);
-		if (id === undefined) return undefined;
+		return id === undefined ? undefined : this.openById(id);
+	}
+	/**
+	 * An inner map by its id, undefined when it is gone. Before Linux 6.8 each lookup in an array or hash of maps waits for
+	 * an RCU grace period (5-20 ms); whoever knows the id is spared that.
+	 */
+	openById(id: number): TypedMap<IK, IV> | undefined {
 		const fd = fdById(CMD.MAP_GET_FD_BY_ID, id);
 		if (fd === -ENOENT) return undefined;
 		check(`open map ${id} in ${this.name}`, fd);
