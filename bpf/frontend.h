@@ -13,15 +13,20 @@ INLINE __u32 port_row(__u8 proto, __be16 port)
 	return row ? *row : 0;
 }
 
+INLINE bool is_own4(const struct settings *s, __be32 addr)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
+		if (s->own4[i] == addr)
+			return true;
+	return false;
+}
+
 INLINE bool is_own(const struct settings *s, const struct packet *p)
 {
 	if (p->family == 4) {
-		__be32 a = p->dst.s6_addr32[3];
-
-#pragma unroll
-		for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
-			if (s->own4[i] == a)
-				return a != 0;	/* an unused place is no address */
+		if (is_own4(s, p->dst.s6_addr32[3]))
+			return true;
 	} else {
 #pragma unroll
 		for (int i = 0; i < MAX_OWN_ADDRESSES; i++)

@@ -555,14 +555,22 @@ INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	bool vxlan = false, ported = true;
 	__u32 row = 0;
+	struct settings *s;
 	int verdict;
 
-	/* Most of what is not ours has a port that nothing is published on: it costs one look at it. VXLAN is UDP. */
+	/*
+	 * Most of what is not ours has a port that nothing is published on, which costs one look at it; or it is on its way
+	 * to another address. VXLAN is UDP.
+	 */
 	if (likely(is_plain(data, end))) {
-		__u8 proto = *(__u8 *)(data + ETH_HLEN + offsetof(struct iphdr, protocol));
+		struct iphdr *ip = data + ETH_HLEN;
+		struct tcphdr *tcp = (void *)(ip + 1);
 
-		row = port_row(proto, *(__be16 *)(data + ETH_HLEN + sizeof(struct iphdr) + 2));
-		if (!row && proto == IPPROTO_TCP)
+		row = port_row(ip->protocol, tcp->dest);
+		if (!row && ip->protocol == IPPROTO_TCP)
+			return PASS_NOT_OURS;
+		s = settings_row();
+		if (unlikely(!s) || (row && !(row & PORT_EXACT || s->flags & SETTINGS_MORE_ADDRESSES) && !is_own4(s, ip->daddr)))
 			return PASS_NOT_OURS;
 		parse_plain(data, p);
 	} else {
@@ -570,18 +578,18 @@ INLINE int walk(struct xdp_md *ctx, struct packet *p, bool frags)
 
 		int parsed = parse(data, end, p);
 
-		if (unlikely(parsed))
+		s = settings_row();
+		if (unlikely(parsed || !s))
 			return parsed == PARSED_HEADERS ? PASS_HEADERS : PASS_NOT_OURS;
 		ported = (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && p->fragment != LATER_FRAGMENT;
 		if (ported)
 			row = port_row(p->proto, p->dport);
 	}
 
-	struct settings *s = settings_row();
 	__u32 slot = ctx->ingress_ifindex & (MAX_UPLINKS - 1);
 	struct uplink *up = bpf_map_lookup_elem(&uplinks, &slot);
 
-	if (unlikely(!s || !up || up->ifindex != ctx->ingress_ifindex))
+	if (unlikely(!up || up->ifindex != ctx->ingress_ifindex))
 		return PASS_NOT_OURS;
 	if (ported) {
 		vxlan = p->proto == IPPROTO_UDP && p->dport == s->vxlan_port && p->family == 4 &&

@@ -138,6 +138,7 @@ function rows(): readonly Row[] {
 		{
 			...xdp,
 			name: 'not ours: port published, routed through',
+			gate: 1.5,
 			frame: frame(MAC, { ...ends(SERVICE), destination: '10.9.9.9' }, ACK),
 			flows: [0],
 			to: PARSE,
