@@ -18,7 +18,7 @@ INLINE bool is_own4(const struct settings *s, __be32 addr)
 #pragma unroll
 	for (int i = 0; i < MAX_OWN_ADDRESSES; i++)
 		if (s->own4[i] == addr)
-			return true;
+			return addr != 0;	/* an unused place is no address */
 	return false;
 }
 
