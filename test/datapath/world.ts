@@ -176,7 +176,7 @@ export class World implements Disposable {
 			const obj = open(await objectOf(name), { name: `${name}.bpf` });
 			if (name === 'uplink_xdp') {
 				for (const [map, n] of Object.entries({ ...SMALL_MAPS, ...o.maxEntries })) obj.setMaxEntries(map, n);
-				if (o.clockIsGiven) obj.setConst('clock_is_given', true);
+				if (o.clockIsGiven) obj.setConst('clock_is_given', true).disableProgram('uplink_xdp_frags');
 			} else {
 				for (const map of obj.mapNames()) {
 					const there = maps.get(map);
@@ -273,6 +273,16 @@ export class World implements Disposable {
 			into[n++] = b[at];
 		});
 		return n;
+	}
+
+	/** The backend of the last event since the last drain, 0 for none. */
+	lastRef(): number {
+		let ref = 0;
+		const at = eventCodec.offsets.ref;
+		this.ring.drain((b) => {
+			ref = (b[at] | (b[at + 1] << 8) | (b[at + 2] << 16) | (b[at + 3] << 24)) >>> 0;
+		});
+		return ref;
 	}
 
 	/** Packets by verdict of one program, all CPUs. */
