@@ -67,6 +67,12 @@ export const configSchema = z.strictObject({
 		.strictObject({
 			source: oneOf('file', 'docker', 'etcd').default('file'),
 			file: path.default('mesh.yaml'),
+			/** docker: a shared secret between agents, in place of Swarm's certificates. */
+			tokenFile: path.optional(),
+			/** docker: where Swarm's certificates are; default `swarm/certificates` under Docker's data root. */
+			certificates: path.optional(),
+			/** docker: TCP port of managers' agents; default 7981. */
+			port: port.optional(),
 		})
 		.prefault({}),
 	http: z
@@ -107,7 +113,13 @@ export interface Config {
 	readonly node: { readonly name: string; readonly address?: string };
 	/** undefined: chosen as DESIGN 5.1 says. */
 	readonly uplinks?: readonly string[];
-	readonly membership: { readonly source: 'file' | 'docker' | 'etcd'; readonly file: string };
+	readonly membership: {
+		readonly source: 'file' | 'docker' | 'etcd';
+		readonly file: string;
+		readonly tokenFile?: string;
+		readonly certificates?: string;
+		readonly port?: number;
+	};
 	readonly http: { readonly listen: readonly Listen[]; readonly socket: string; readonly tokenFile?: string };
 	readonly datapath: {
 		readonly xdp: 'auto' | 'native' | 'generic';
@@ -149,7 +161,13 @@ export function parseConfig(file: string, content: string, host: string = hostna
 		file: resolve(file),
 		node: { ...c.node, name: c.node.name ?? host },
 		...(c.uplinks ? { uplinks: c.uplinks } : {}),
-		membership: { ...c.membership, file: at(c.membership.file) },
+		membership: {
+			source: c.membership.source,
+			file: at(c.membership.file),
+			...(c.membership.tokenFile === undefined ? {} : { tokenFile: at(c.membership.tokenFile) }),
+			...(c.membership.certificates === undefined ? {} : { certificates: at(c.membership.certificates) }),
+			...(c.membership.port === undefined ? {} : { port: c.membership.port }),
+		},
 		http: {
 			listen: c.http.listen,
 			socket: at(c.http.socket),

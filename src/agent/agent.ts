@@ -37,6 +37,7 @@ import { Peers } from './peers.js';
 import { reservePorts } from './ports.js';
 import { openSource, type Source } from './source.js';
 import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
+import { STREAM_PORT } from './stream.js';
 import * as views from './views.js';
 
 export interface AgentDeps {
@@ -49,6 +50,8 @@ export interface AgentDeps {
 	readonly cacheDir?: string;
 	readonly runDir?: string;
 	readonly run?: Run;
+	/** Ends a start that still waits for its membership. */
+	readonly stop?: AbortSignal;
 }
 
 export interface Agent {
@@ -88,6 +91,12 @@ export function cgroupRoot(mounts = readFileSync('/proc/mounts', 'utf8')): strin
 		.find((f) => f[2] === 'cgroup2')?.[1];
 }
 
+/** TCP ports that the agent itself listens on. */
+function ownPorts(config: Config): ReadonlySet<number> {
+	const stream = config.membership.source === 'docker' ? [config.membership.port ?? STREAM_PORT] : [];
+	return new Set([...config.http.listen.map((h) => h.port), ...stream]);
+}
+
 /** `tcp/8080` of every port in the maps. */
 function servedPorts(d: Datapath): Set<string> {
 	const out = new Set<string>();
@@ -114,11 +123,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 	// What is wrong with the configuration is said before anything is compiled or loaded.
 	let onChange: (m: Membership) => void = () => undefined;
 	let onSame = (): void => undefined;
-	const source: Source = openSource(config, {
-		onChange: (m) => onChange(m),
-		onSame: () => onSame(),
-		onError: (e) => log.error(`${e.message} (the state before it is kept)`),
-	});
+	let onRead = (): void => undefined;
+	const source: Source = await openSource(
+		{ config, log, runDir, ...(deps.stop ? { stop: deps.stop } : {}) },
+		{
+			onChange: (m) => onChange(m),
+			onSame: () => onSame(),
+			onRead: () => onRead(),
+			onError: (e) => log.error(`${e.message} (the state before it is kept)`),
+		},
+	);
+	if (source.self !== undefined) config = { ...config, node: { ...config.node, name: source.self } };
 	let membership: Membership = source.current();
 	let readAt = new Date();
 	/** Of the membership that the maps follow. */
@@ -126,7 +141,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 	try {
 		return await start();
 	} catch (e) {
-		source.close();
+		await source.close();
 		throw e;
 	}
 
@@ -485,7 +500,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								address: config.node.address,
 								uplinks: config.uplinks,
 								vxlanPort: config.datapath.vxlanPort,
-								httpPorts: new Set(config.http.listen.map((h) => h.port)),
+								httpPorts: ownPorts(config),
 								acceptFirewallBypass: config.datapath.acceptFirewallBypass,
 							})
 						: local;
@@ -602,8 +617,15 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		onChange = (next) => {
 			membership = next;
 			readAt = new Date();
-			log.info(`${source.place} is read: ${next.services.length} services, ${next.nodes.length} nodes`);
+			// A swarm changes by itself; who changes a file wants to be told that it was read.
+			log[source.name === 'file' ? 'info' : 'debug'](
+				`${source.place} is read: ${next.services.length} services, ${next.nodes.length} nodes`,
+			);
 			mark(`${source.name} changed`, false);
+		};
+		onRead = () => {
+			readAt = new Date();
+			if (dirty.size === 0 && running === undefined) appliedReadAt = readAt;
 		};
 		onSame = () => {
 			readAt = new Date();
@@ -659,7 +681,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					attached,
 					differing: peers.differing(),
 					moving: now === undefined || closed ? new Map() : movingBy(),
-					warnings: [...warnings.values(), ...(local?.warnings ?? []), ...attachErrors.values()],
+					warnings: [...source.problems(), ...warnings.values(), ...(local?.warnings ?? []), ...attachErrors.values()],
 				}),
 			nodes: () => views.nodes(mesh, local, peers.views()),
 			services: () => views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy()),
@@ -750,7 +772,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearTimeout(timer);
 			clearInterval(heartbeat);
 			clearInterval(settle);
-			source.close();
+			void source.close();
 			peers.stop();
 			monitor.close();
 			stopVerdicts?.();

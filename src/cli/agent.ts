@@ -3,7 +3,7 @@ import { createServer } from 'node:net';
 import { pino } from 'pino';
 import { startAgent } from '../agent/agent.js';
 import { loadConfig } from '../config.js';
-import { BeelineError, sentence } from '../errors.js';
+import { BeelineError, codeOf, sentence } from '../errors.js';
 import { createApp } from '../http/app.js';
 import { tokenFile } from '../http/guard.js';
 import { listen } from '../http/listen.js';
@@ -60,7 +60,13 @@ export async function agent(o: { readonly config: string; readonly leaveWithinMs
 	process.on('SIGINT', onSignal);
 
 	const ver = version();
-	const a = await startAgent({ config, version: ver, log, ...sources() });
+	let a: Awaited<ReturnType<typeof startAgent>>;
+	try {
+		a = await startAgent({ config, version: ver, log, stop: stopping.signal, ...sources() });
+	} catch (e) {
+		if (codeOf(e) === 'STOPPED') return;
+		throw e;
+	}
 	const app = createApp({
 		api: a.api,
 		tokens: tokenFile(config.http.tokenFile),

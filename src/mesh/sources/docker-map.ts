@@ -285,6 +285,8 @@ export interface OwnContainer {
 	readonly id: string;
 	readonly task: string;
 	readonly running: boolean;
+	/** It ran and does not any more. */
+	readonly ended: boolean;
 }
 
 /** GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks. */
@@ -292,7 +294,9 @@ export function ownContainers(raw: unknown): OwnContainer[] {
 	if (!Array.isArray(raw)) return [];
 	return raw.flatMap((c: { Id?: string; State?: string; Labels?: Record<string, string> }) => {
 		const task = c.Labels?.[TASK_LABEL];
-		return c.Id === undefined || !task ? [] : [{ id: c.Id, task, running: c.State === 'running' }];
+		return c.Id === undefined || !task
+			? []
+			: [{ id: c.Id, task, running: c.State === 'running', ended: c.State === 'exited' || c.State === 'dead' }];
 	});
 }
 
