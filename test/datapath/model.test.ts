@@ -15,7 +15,7 @@ import { build } from './packets.js';
 import { buildInterfaces, closeInterfaces, insideNetns, MAC, UP0, World } from './world.js';
 
 const test = suite('the model, with the real program');
-const PACKETS = Number(process.env.MODEL_PACKETS ?? 110_000);
+const PACKETS = Number(process.env.MODEL_PACKETS ?? 101_000);
 const OWN = '10.0.0.1';
 
 const templates = {

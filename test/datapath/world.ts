@@ -146,9 +146,10 @@ const objects = new Map<string, Promise<Uint8Array>>();
 function objectOf(name: string): Promise<Uint8Array> {
 	let o = objects.get(name);
 	if (!o) {
-		o = compile(join(root, 'bpf', `${name}.bpf.c`), { cacheDir: join(tmpdir(), 'beeline-test-objects') }).then(
-			(c) => c.object,
-		);
+		// Another directory of programs: to see which tests a broken one fails.
+		o = compile(join(process.env.BEELINE_TEST_BPF ?? join(root, 'bpf'), `${name}.bpf.c`), {
+			cacheDir: join(tmpdir(), 'beeline-test-objects'),
+		}).then((c) => c.object);
 		objects.set(name, o);
 	}
 	return o;
