@@ -53,14 +53,33 @@ async function node(limits: { halfOpen: number; conntrack: number; old: number }
 			conntrack_old: limits.old,
 			tables: 4096,
 			transitions: 4096,
+			nodes: 64,
+			backends: 1024,
+			backend_counters: 1024,
 		},
 	});
 	const { store } = w;
 	store.uplinks.setMany([[UP0, { ifindex: UP0, mtu: 1500, mac: MAC.up0, l3_ifindex: UP0 }]]);
 	let nowNs = 0n;
 	let row: Settings = store.settings.get();
+	// A restarted agent lists the ports: of 131 072 rows the model has two.
+	const ports = new Map<number, number>();
 	const wrapped: MeshStore = {
 		...store,
+		ports: {
+			get: (k) => ports.get(k),
+			entries: () => [...ports],
+			setMany(rows) {
+				const all = [...rows];
+				for (const [k, v] of all) ports.set(k, v);
+				store.ports.setMany(all);
+			},
+			deleteMany(keys) {
+				const all = [...keys];
+				for (const k of all) ports.delete(k);
+				store.ports.deleteMany(all);
+			},
+		},
 		uplinks: hidden<number, Uplink>(),
 		settings: {
 			get: () => row,
@@ -107,6 +126,7 @@ async function node(limits: { halfOpen: number; conntrack: number; old: number }
 		},
 		close() {},
 		reset() {
+			ports.clear();
 			for (const rows of [store.ports, store.frontends, store.backends, store.nodes])
 				rows.deleteMany([...rows.entries()].map(([k]) => k));
 			store.localBackends.deleteMany([...store.localBackends.entries()].map(([k]) => k));
