@@ -5,6 +5,7 @@
  */
 #include "reply.h"
 #include "mark.h"
+#include <linux/if_packet.h>
 
 /* Too big for its node, and not forbidden to be fragmented. */
 INLINE int send_fragments(struct __sk_buff *skb, struct packet *p, const struct settings *s, __u32 ref, bool second)
@@ -64,6 +65,12 @@ INLINE int ingress(struct __sk_buff *skb, struct packet *p)
 
 	__u32 kind = m->what >> 28, value = m->what & MARK_VALUE;
 
+	/*
+	 * Where the uplink is a bridge's port, the frame carries the bridge's MAC and the port called it another host's. Kernels
+	 * before 6.13 do not reset that on the way into the endpoint, which then drops it.
+	 */
+	if (unlikely(skb->pkt_type != PACKET_HOST))
+		bpf_skb_change_type(skb, PACKET_HOST);
 	if (likely(kind == MARK_PEER)) {
 		p->action = bpf_redirect_peer(value, 0);
 		return DELIVER_ENDPOINT;
