@@ -1,12 +1,14 @@
 /*
  * Bad configuration: one sentence, exit 1, nothing changed. Topology: n1 alone.
  */
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import * as assert from 'uvu/assert';
-import { Agent, Mesh, type MeshDocument, targets, taskBackend } from '../support/beeline.js';
+import { Agent, beeline, Mesh, type MeshDocument, targets, taskBackend } from '../support/beeline.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { root } from '../support/tools.js';
 import { waitFor } from '../support/wait.js';
 
 const nodes = [{ name: 'n1', address: '192.168.78.1' }];
@@ -91,6 +93,31 @@ scenario(
 			assert.is(result.code, 1, result.stdout + result.stderr);
 			assert.is(result.stderr.trim().split('\n').length, 1, result.stderr);
 			assert.match(result.stderr, /root|CAP_|permission/i);
+		});
+
+		test('no clang and no object: one sentence, exit 1, nothing changed', async ({ net }) => {
+			if (existsSync(join(root, 'dist/bpf'))) {
+				console.log('SKIP no clang and no object: precompiled objects are there (rm -r dist/bpf)');
+				return;
+			}
+			const agent = new Agent(net, 'n1');
+			agent.writeConfig();
+			agent.writeMesh({ nodes, services: [] });
+			// Every command of the machine but clang's.
+			const commands = join(net.directory, 'commands');
+			mkdirSync(commands);
+			for (const directory of ['/usr/bin', '/usr/sbin', '/bin', '/sbin', '/usr/local/bin', dirname(process.execPath)])
+				for (const name of existsSync(directory) ? readdirSync(directory) : [])
+					if (!/^clang/.test(name) && !existsSync(join(commands, name)))
+						symlinkSync(join(directory, name), join(commands, name));
+			const result = net.exec('n1', [beeline, 'agent', '--config', agent.configFile], {
+				mayFail: true,
+				env: { PATH: commands, BEELINE_CACHE: join(net.directory, 'cache'), BEELINE_NO_BUILD: '1' },
+			});
+			assert.is(result.code, 1, result.stdout + result.stderr);
+			assert.is(result.stderr.trim().split('\n').length, 1, result.stderr);
+			assert.match(result.stderr, /clang/);
+			assert.not(existsSync(net.pinRoot('n1')), 'no pin is left');
 		});
 
 		test('a bad reload keeps the running state, says so, and a good one heals it', async ({ net }) => {
