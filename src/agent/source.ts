@@ -52,9 +52,6 @@ export interface SourceDeps {
 	readonly stop?: AbortSignal;
 }
 
-/** Until it has been seen on a real swarm. */
-const DOCKER_WORKS: boolean = false;
-
 /**
  * Resolves when there is a membership. A file must be right at once; a swarm is waited for.
  * @throws BeelineError where the first reading is refused, or the waiting was ended
@@ -63,10 +60,14 @@ export async function openSource(deps: SourceDeps, events: SourceEvents): Promis
 	const { config } = deps;
 	const { source } = config.membership;
 	if (source === 'file') return openFile(config.membership.file, events);
-	if (source === 'docker' && DOCKER_WORKS) return await openDocker(deps, events);
-	throw new BeelineError('NOT_AVAILABLE', `membership.source ${source} is not available in this version: use file`, {
-		field: 'membership.source',
-	});
+	if (source === 'docker') return await openDocker(deps, events);
+	throw new BeelineError(
+		'NOT_AVAILABLE',
+		`membership.source ${source} is not available in this version: use file or docker`,
+		{
+			field: 'membership.source',
+		},
+	);
 }
 
 function openFile(path: string, events: SourceEvents): Source {
