@@ -130,7 +130,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		for (const t of next.values()) if (isOver(t) && t.served === true && !over.has(t.id)) over.set(t.id, now());
 		for (const [id, at] of over) {
 			if (next.has(id) && now() - at < OVER_MS) continue;
-			if (next.get(id)?.desired !== 'running') next.delete(id);
+			next.delete(id);
 			over.delete(id);
 		}
 		// History: nothing of it will ever serve.
