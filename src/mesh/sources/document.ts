@@ -322,8 +322,13 @@ export function writeAtomically(file: string, content: string): void {
 
 /** Reads a file as text. @throws BeelineError READ_FAILED */
 export function readText(file: string, what: string): string {
+	return readBytes(file, what).toString('utf8');
+}
+
+/** Reads a file. @throws BeelineError READ_FAILED */
+export function readBytes(file: string, what: string): Buffer {
 	try {
-		return readFileSync(file, 'utf8');
+		return readFileSync(file);
 	} catch (error) {
 		const why = codeOf(error) === 'ENOENT' ? 'it does not exist' : (error as Error).message;
 		throw new BeelineError('READ_FAILED', `read ${what} ${file}: ${why}`, { cause: error });

@@ -2,6 +2,7 @@
  * mesh.yaml: the whole mesh as one document, the same on every node (DESIGN 7.2). Read into a Membership, watched, and
  * written back where an operator drains or tunes over HTTP, so that the file stays the truth.
  */
+import { isAscii } from 'node:buffer';
 import { type FSWatcher, readFileSync, realpathSync, statSync, watch } from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
 import ipaddr from 'ipaddr.js';
@@ -18,18 +19,22 @@ import {
 	duration,
 	formatDuration,
 	integer,
+	isUsable,
 	name,
 	oneOf,
 	type Problem,
+	parseAddress,
 	parseSource,
 	port,
 	prefix,
+	readBytes,
 	readText,
 	refuse,
 	type Source,
 	value,
 	writeAtomically,
 } from './document.js';
+import { type Items, parseItem, splitItems, splitPlain } from './plain.js';
 
 const tableSize = value('auto or a power of two from 1024 to 131072', (x) =>
 	x === 'auto' || (typeof x === 'number' && x >= 1024 && x <= 131072 && Number.isInteger(x) && (x & (x - 1)) === 0)
@@ -270,9 +275,247 @@ function membershipOf(source: Source): Membership {
 	return toMembership(result.data);
 }
 
+/** A membership, and what the next reading needs to look only at what changed. */
+export interface Reading {
+	readonly membership: Membership;
+	readonly bytes: Buffer;
+	/** Where the services stand, in the order of the membership; undefined: the file is not plain. */
+	readonly items?: Items;
+}
+
+/**
+ * Reads mesh.yaml. Services whose text lies outside of what changed since `before` are the same objects as there.
+ * @throws BeelineError BAD_YAML or INVALID_CONFIG: file, line, column, what was expected
+ */
+export function readMesh(file: string, bytes: Buffer, before?: Reading): Reading {
+	const quick = readChange(bytes, before) ?? readPlain(bytes);
+	if (quick) return before ? { ...quick, membership: shareMembership(before.membership, quick.membership) } : quick;
+	const membership = membershipOf(parseSource(file, bytes.toString('utf8')));
+	return { bytes, membership: shareMembership(before?.membership, membership) };
+}
+
 /** Reads the text of mesh.yaml. @throws BeelineError BAD_YAML or INVALID_CONFIG: file, line, column, what was expected */
 export function parseMembership(file: string, content: string): Membership {
-	return membershipOf(parseSource(file, content));
+	return readMesh(file, Buffer.from(content, 'utf8')).membership;
+}
+
+const DEFAULT_OPTIONS: ServiceOptions = toOptions(optionsSchema.parse({}));
+
+/** Bytes that two files begin with alike, at most `most`. */
+function samePrefix(a: Buffer, b: Buffer, most: number): number {
+	let at = 0;
+	for (let step = 65536; step > 0; step = step > 1 ? step >> 4 || 1 : 0)
+		while (at + step <= most && a.compare(b, at, at + step, at, at + step) === 0) at += step;
+	return at;
+}
+
+/** The same from their ends. */
+function sameSuffix(a: Buffer, b: Buffer, most: number): number {
+	let n = 0;
+	for (let step = 65536; step > 0; step = step > 1 ? step >> 4 || 1 : 0)
+		while (n + step <= most && a.compare(b, b.length - n - step, b.length - n, a.length - n - step, a.length - n) === 0)
+			n += step;
+	return n;
+}
+
+/**
+ * Only the services that the change touches are read: a value that stands in a document may be exchanged for another
+ * without looking at the rest. Everything else (nodes, the first service, an error) is for the whole reading.
+ */
+function readChange(bytes: Buffer, before: Reading | undefined): Reading | undefined {
+	if (!before?.items) return undefined;
+	const { starts, ends } = before.items;
+	const old = before.bytes;
+	const most = Math.min(bytes.length, old.length);
+	const prefix = samePrefix(old, bytes, most);
+	const suffix = sameSuffix(old, bytes, most - prefix);
+	let first = -1;
+	for (let i = 0; i < starts.length && starts[i] <= prefix; i++) first = i;
+	let last = starts.length;
+	for (let i = starts.length - 1; i >= 0 && ends[i] >= old.length - suffix; i--) last = i;
+	if (first < 0 || last === starts.length) return undefined;
+	if (last < first) last = first;
+	const shift = bytes.length - old.length;
+	const to = ends[last] + shift;
+	if (to > bytes.length || !isAscii(bytes.subarray(starts[first], to))) return undefined;
+	const part = splitItems(bytes, starts[first], to, before.items);
+	if (!part) return undefined;
+	const { nodes, networks } = before.membership;
+	const services = readServices(bytes, part, new Map(nodes.map((n) => [n.name, n.name])));
+	if (!services) return undefined;
+	const all = before.membership.services.slice();
+	all.splice(first, last - first + 1, ...services);
+	if (!fitTogether(all)) return undefined;
+	const spliced = (of: readonly number[], mine: readonly number[]) => [
+		...of.slice(0, first),
+		...mine,
+		...of.slice(last + 1).map((at) => at + shift),
+	];
+	return {
+		bytes,
+		membership: { nodes, services: all, networks },
+		items: { ...before.items, starts: spliced(starts, part.starts), ends: spliced(ends, part.ends) },
+	};
+}
+
+/** The whole file service by service: nothing of the size of all of them is made but what stays. */
+function readPlain(bytes: Buffer): Reading | undefined {
+	if (!isAscii(bytes)) return undefined;
+	const split = splitPlain(bytes, 'services');
+	if (!split) return undefined;
+	// What is around the services is small: the schema reads it, and only what it accepts without a word is accepted.
+	const head = meshSchema.safeParse({ ...split.head, services: [] });
+	if (!head.success || crossCheck(head.data).length > 0) return undefined;
+	const around = toMembership(head.data);
+	const services = readServices(bytes, split, new Map(around.nodes.map((n) => [n.name, n.name])));
+	if (!services || !fitTogether(services)) return undefined;
+	const { json, starts, ends, indent } = split;
+	return { bytes, membership: { ...around, services }, items: { json, starts, ends, indent } };
+}
+
+/** @param nodes name → the one text of it that is kept */
+function readServices(bytes: Buffer, items: Items, nodes: ReadonlyMap<string, string>): ServiceSpec[] | undefined {
+	const services: ServiceSpec[] = [];
+	for (let i = 0; i < items.starts.length; i++) {
+		const spec = toService(parseItem(bytes, items.starts[i], items.ends[i], items), nodes);
+		if (!spec) return undefined;
+		services.push(spec);
+	}
+	return services;
+}
+
+const isRecord = (x: unknown): x is Readonly<Record<string, unknown>> =>
+	typeof x === 'object' && x !== null && !Array.isArray(x);
+
+/** A service that needs no word about it: what the schema and crossCheck() accept, or undefined where they must say. */
+function toService(item: unknown, nodes: ReadonlyMap<string, string>): ServiceSpec | undefined {
+	if (!isRecord(item)) return undefined;
+	const { backends, ...rest } = item;
+	const result = serviceSchema.safeParse(rest);
+	if (!result.success) return undefined;
+	const { name, ports } = result.data;
+	const options = rest.options === undefined ? DEFAULT_OPTIONS : toOptions(result.data.options);
+	const tasks: Task[] = [];
+	if (backends !== undefined) {
+		if (!Array.isArray(backends)) return undefined;
+		const places = new Map<string, Set<string>>();
+		for (const b of backends) {
+			const task = toQuickTask(b, nodes);
+			if (!task) return undefined;
+			let here = places.get(task.node);
+			if (!here) {
+				here = new Set();
+				places.set(task.node, here);
+			}
+			const { address4, address6 } = task;
+			const before = here.size;
+			if (address4 !== undefined) here.add(address4);
+			if (address6 !== undefined) here.add(address6);
+			if (address4 === undefined && address6 === undefined) here.add('a process');
+			if (here.size - before < (address4 !== undefined && address6 !== undefined ? 2 : 1)) return undefined;
+			tasks.push(task);
+		}
+	}
+	return { name, ports, options, tasks };
+}
+
+/** An address as the schema would give it back, or undefined. */
+function quickAddress(x: unknown): string | undefined {
+	if (typeof x !== 'string') return undefined;
+	if (isPlainAddress4(x)) return x;
+	const a = parseAddress(x);
+	return a !== undefined && isUsable(a) ? a : undefined;
+}
+
+/** Unicast IPv4 in four decimal parts without leading zeros; false where it takes a longer look. */
+function isPlainAddress4(x: string): boolean {
+	let parts = 0;
+	let value = -1;
+	for (let i = 0; i <= x.length; i++) {
+		const c = i < x.length ? x.charCodeAt(i) : 46;
+		if (c === 46) {
+			if (value < 0 || value > 255) return false;
+			// 0 and 127 are no addresses of a backend, 169.254 may be link-local, 224 and above are no unicast.
+			if (parts === 0 && (value === 0 || value === 127 || value === 169 || value >= 224)) return false;
+			parts++;
+			value = -1;
+		} else {
+			if (c < 48 || c > 57 || value === 0) return false;
+			value = (value < 0 ? 0 : value * 10) + (c - 48);
+		}
+	}
+	return parts === 4;
+}
+
+/** A backend that needs no word about it. Every field in one literal: 100 000 of these have one shape. */
+function toQuickTask(b: unknown, nodes: ReadonlyMap<string, string>): Task | undefined {
+	if (!isRecord(b)) return undefined;
+	let list: readonly unknown[] | undefined;
+	let drain: unknown = false;
+	let weight: unknown = 1;
+	for (const key in b)
+		switch (key) {
+			case 'node':
+				break;
+			case 'address':
+				if (list) return undefined;
+				list = [b[key]];
+				break;
+			case 'addresses': {
+				const found = b[key];
+				if (list || !Array.isArray(found) || found.length < 1 || found.length > 2) return undefined;
+				list = found;
+				break;
+			}
+			case 'weight':
+				weight = b[key];
+				break;
+			case 'drain':
+				drain = b[key];
+				break;
+			default:
+				return undefined;
+		}
+	const node = typeof b.node === 'string' ? nodes.get(b.node) : undefined;
+	if (node === undefined || typeof drain !== 'boolean') return undefined;
+	if (typeof weight !== 'number' || !Number.isInteger(weight) || weight < 0 || weight > 1000) return undefined;
+	let address4: string | undefined;
+	let address6: string | undefined;
+	for (const x of list ?? []) {
+		const a = quickAddress(x);
+		if (a === undefined) return undefined;
+		if (a.includes(':')) {
+			if (address6 !== undefined) return undefined;
+			address6 = a;
+		} else {
+			if (address4 !== undefined) return undefined;
+			address4 = a;
+		}
+	}
+	const state = drain ? 'draining' : 'active';
+	if (address6 === undefined)
+		return address4 === undefined ? { node, weight, state } : { node, address4, weight, state };
+	return address4 === undefined ? { node, address6, weight, state } : { node, address4, address6, weight, state };
+}
+
+/** Whether no service has the name or a published port of another; crossCheck() says it in words. */
+function fitTogether(services: readonly ServiceSpec[]): boolean {
+	const names = new Set<string>();
+	const taken = new Map<string, (readonly string[])[]>();
+	for (const { name, ports, options } of services) {
+		if (names.has(name)) return false;
+		names.add(name);
+		for (const p of ports) {
+			const key = `${p.protocol}/${p.published}`;
+			const list = taken.get(key);
+			const { addresses } = options;
+			if (!list) taken.set(key, [addresses]);
+			else if (list.some((t) => (addresses.length === 0 ? t.length === 0 : t.some((a) => addresses.includes(a)))))
+				return false;
+			else list.push(addresses);
+		}
+	}
+	return true;
 }
 
 /** The old objects wherever nothing changed, so that whoever comes after need not look inside. */
@@ -334,13 +577,14 @@ const POLL_MS = 1000;
  */
 export function openFileSource(file: string, events: FileSourceEvents): FileSource {
 	const full = resolve(file);
-	const readNow = (): { text: string; stamp: string } => {
+	const readNow = (): { bytes: Buffer; stamp: string } => {
 		const stamp = stampOf(full);
-		const text = readText(full, 'membership');
-		return { text, stamp };
+		const bytes = readBytes(full, 'membership');
+		return { bytes, stamp };
 	};
-	let { text, stamp } = readNow();
-	let membership = parseMembership(file, text);
+	const start = readNow();
+	let { stamp } = start;
+	let reading = readMesh(file, start.bytes);
 	let error: BeelineError | undefined;
 	let timer: NodeJS.Timeout | undefined;
 	let noticedAt = 0;
@@ -355,17 +599,15 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 				return;
 			}
 			stamp = now.stamp;
-			if (now.text === text) {
+			if (now.bytes.equals(reading.bytes)) {
 				// As it was accepted before; if something else was refused meanwhile, that is over.
 				error = undefined;
 				events.onSame?.();
 				return;
 			}
-			const next = shareMembership(membership, parseMembership(file, now.text));
+			reading = readMesh(file, now.bytes, reading);
 			error = undefined;
-			text = now.text;
-			membership = next;
-			events.onChange(next, at);
+			events.onChange(reading.membership, at);
 		} catch (e) {
 			const next =
 				e instanceof BeelineError
@@ -418,7 +660,7 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 	poll.unref();
 	return {
 		file: full,
-		current: () => membership,
+		current: () => reading.membership,
 		error: () => error,
 		reload,
 		close() {
