@@ -176,8 +176,15 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			problem(`client ${socket.remoteAddress}`, `an agent at ${socket.remoteAddress} is refused: ${why}`);
 			socket.destroy();
 		};
-		socket.setNoDelay(true);
 		socket.on('error', () => socket.destroy());
+		if (c.kind === 'certificate' && !socket.authorized) {
+			followers.delete(f);
+			refuse(
+				`its certificate is not valid (${String(socket.authorizationError)}): is it of this swarm, and its clock right?`,
+			);
+			return;
+		}
+		socket.setNoDelay(true);
 		socket.on('close', () => {
 			followers.delete(f);
 			if (f.node !== undefined && !closed) silent(f.node);
@@ -242,7 +249,8 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 						...c.context,
 						minVersion: 'TLSv1.3',
 						requestCert: true,
-						rejectUnauthorized: true,
+						// Node would hang up without a word; accept() says why.
+						rejectUnauthorized: false,
 						handshakeTimeout: HANDSHAKE_MS,
 					}
 				: {

@@ -1,0 +1,340 @@
+/** The stream between agents: TLS with certificates like Swarm's, on loopback. */
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { connect } from 'node:tls';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { openStream } from '../../src/agent/stream.js';
+import { cleanKey, readCertificates } from '../../src/agent/stream-tls.js';
+import { BeelineError } from '../../src/errors.js';
+import type { Feed } from '../../src/mesh/sources/docker.js';
+import type { SwarmInfo, TaskReport } from '../../src/mesh/sources/docker-map.js';
+import type { Membership } from '../../src/mesh/types.js';
+import { OPTIONS } from '../mesh/support.js';
+import { hasTool, skip } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
+
+const directory = mkdtempSync(join(tmpdir(), `bl${process.pid}-stream-`));
+process.on('exit', () => rmSync(directory, { recursive: true, force: true }));
+
+const openssl = (...args: string[]): void => void execFileSync('openssl', args, { stdio: 'pipe', cwd: directory });
+
+function makeCa(name: string): void {
+	openssl('ecparam', '-name', 'prime256v1', '-genkey', '-noout', '-out', `${name}.key`);
+	openssl('req', '-x509', '-new', '-key', `${name}.key`, '-subj', '/CN=swarm-ca', '-days', '10', '-out', `${name}.crt`);
+}
+
+/** What Swarm puts under its data root; headers in the key included. */
+function makeNode(
+	id: string,
+	role: 'manager' | 'worker',
+	ca = 'ca',
+	cluster = 'cluster1',
+	days = ['-days', '5'],
+): string {
+	const at = join(directory, `${id}-${role}-${ca}-${cluster}-${days.length}`);
+	mkdirSync(at, { recursive: true });
+	const key = join(at, 'plain.key');
+	openssl('ecparam', '-name', 'prime256v1', '-genkey', '-noout', '-out', `${at}/ec.key`);
+	openssl('pkcs8', '-topk8', '-nocrypt', '-in', `${at}/ec.key`, '-out', key);
+	openssl('req', '-new', '-key', key, '-subj', `/O=${cluster}/OU=swarm-${role}/CN=${id}`, '-out', `${at}/csr`);
+	writeFileSync(
+		`${at}/ext`,
+		`subjectAltName=DNS:swarm-${role},DNS:${id}\nkeyUsage=digitalSignature\nextendedKeyUsage=serverAuth,clientAuth\n`,
+	);
+	const dates = days[0] === 'expired' ? ['-days', '0'] : days;
+	openssl(
+		'x509',
+		'-req',
+		'-in',
+		`${at}/csr`,
+		'-CA',
+		`${ca}.crt`,
+		'-CAkey',
+		`${ca}.key`,
+		'-CAcreateserial',
+		'-extfile',
+		`${at}/ext`,
+		...dates,
+		'-out',
+		`${at}/swarm-node.crt`,
+	);
+	const pem = readFileSync(key, 'utf8');
+	writeFileSync(
+		join(at, 'swarm-node.key'),
+		pem.replace('-----BEGIN PRIVATE KEY-----\n', '-----BEGIN PRIVATE KEY-----\nkek-version: 0\nraft-dek: EiDyX\n\n'),
+	);
+	writeFileSync(join(at, 'swarm-root-ca.crt'), readFileSync(join(directory, `${ca}.crt`)));
+	return at;
+}
+
+let nextPort = 20_000 + (process.pid % 20_000);
+
+interface Peer {
+	readonly feed: Feed;
+	readonly memberships: Membership[];
+	readonly reports: { node: string; tasks: ReadonlyMap<string, TaskReport>; look: boolean }[];
+	readonly logged: string[];
+}
+const peers = new Set<Peer>();
+
+function open(certificates: string | undefined, port: number, more: { tokenFile?: string } = {}): Peer {
+	const memberships: Membership[] = [];
+	const reports: Peer['reports'] = [];
+	const logged: string[] = [];
+	const feed = openStream(
+		{
+			port,
+			...(certificates === undefined ? {} : { certificates }),
+			...more,
+			log: (_level, text) => logged.push(text),
+			pingMs: 200,
+			backoffMs: [50, 100],
+		},
+		{
+			onMembership: (m) => memberships.push(m),
+			onReport: (node, tasks, look) => reports.push({ node, tasks, look }),
+		},
+	);
+	const p: Peer = { feed, memberships, reports, logged };
+	peers.add(p);
+	return p;
+}
+async function closeAll(): Promise<void> {
+	for (const p of peers) await p.feed.close();
+	peers.clear();
+}
+
+const info = (
+	nodeId: string,
+	host: string,
+	manager: boolean,
+	managers: readonly (readonly [string, string])[],
+): SwarmInfo => ({
+	nodeId,
+	nodeAddress: host,
+	manager,
+	managers: managers.map(([id, h]) => ({ id, host: h })),
+	dockerRoot: '/nowhere',
+});
+const membership = (...services: string[]): Membership => ({
+	nodes: [{ name: 'n1', id: 'm1', address: '10.0.0.1', drained: false }],
+	networks: [],
+	services: services.map((name) => ({
+		name,
+		ports: [{ published: 80, target: 80, protocol: 'tcp' }],
+		options: OPTIONS,
+		tasks: [{ id: `${name}1`, node: 'n1', families: [4], weight: 1, state: 'active' }],
+	})),
+});
+const names = (m: Membership | undefined): string => m?.services.map((s) => s.name).join() ?? 'nothing';
+
+// The stream itself keeps no process alive.
+const alive = setInterval(() => undefined, 1000);
+
+const test = suite('stream');
+test.after(() => clearInterval(alive));
+test.after.each(closeAll);
+
+test('a worker gets the membership, then what changes, and what befell its containers is told', async () => {
+	const port = nextPort++;
+	const m = open(makeNode('m1', 'manager'), port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a', 'b'));
+	const w = open(makeNode('w1', 'worker'), port);
+	w.feed.report(new Map([['a1', { state: 'down' }]]), true);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('the whole', () => names(w.memberships.at(-1)) === 'a,b');
+	m.feed.publish(membership('a', 'c'));
+	await waitFor('the change', () => names(w.memberships.at(-1)) === 'a,c');
+	assert.is(w.memberships.at(-1)?.services[0], w.memberships[0].services[0], 'what did not change is the same object');
+	await waitFor('the report', () => m.reports.length > 0);
+	assert.equal([m.reports[0].node, [...m.reports[0].tasks]], ['w1', [['a1', { state: 'down' }]]]);
+	const began = performance.now();
+	w.feed.report(new Map([['a1', { state: 'draining' }]]), true);
+	await waitFor('the next report', () => m.reports.at(-1)?.look === true);
+	assert.ok(performance.now() - began < 150);
+});
+
+test('a connection that was lost resumes from the version it had', async () => {
+	const port = nextPort++;
+	const certificates = makeNode('m1', 'manager');
+	const m = open(certificates, port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'));
+	const w = open(makeNode('w1', 'worker'), port);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('the whole', () => names(w.memberships.at(-1)) === 'a');
+	// The manager is not named for a moment, as when it is demoted and promoted again.
+	w.feed.update(info('w1', '127.0.0.3', false, []));
+	m.feed.publish(membership('a', 'b'));
+	m.feed.publish(membership('a', 'b', 'c'));
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('what was missed', () => names(w.memberships.at(-1)) === 'a,b,c');
+	assert.equal(w.memberships.map(names), ['a', 'a,b', 'a,b,c'], 'two changes, not the whole anew');
+});
+
+test('a manager that dies is replaced by another; the worker keeps what it had meanwhile', async () => {
+	const port = nextPort++;
+	const managers = [
+		['m1', '127.0.0.2'],
+		['m2', '127.0.0.4'],
+	] as const;
+	const all = managers.map(([id, host]) => {
+		const m = open(makeNode(id, 'manager'), port);
+		m.feed.update(info(id, host, true, managers));
+		m.feed.publish(membership('a'));
+		return m;
+	});
+	const w = open(makeNode('w1', 'worker'), port);
+	w.feed.update(info('w1', '127.0.0.3', false, managers));
+	w.feed.report(new Map([['a1', { state: 'down' }]]), false);
+	await waitFor('the whole', () => w.memberships.length > 0);
+	await waitFor('both to be told', () => all.every((m) => m.reports.some((r) => r.node === 'w1')));
+	for (const [i, m] of all.entries()) {
+		const other = all[1 - i];
+		await m.feed.close();
+		const name = `after${i}`;
+		if (i === 0) {
+			other.feed.publish(membership('a', name));
+			await waitFor('the other’s word', () => names(w.memberships.at(-1)) === `a,${name}`);
+		}
+	}
+	assert.is(names(w.memberships.at(-1)), 'a,after0');
+	await waitFor('it to be said', () => w.feed.problems().some((p) => p.includes('no manager’s agent is followed')));
+});
+
+for (const [what, make, reason] of [
+	['a worker that poses as manager', () => makeNode('m1', 'worker'), 'a worker that poses as manager'],
+	['another manager than was named', () => makeNode('m9', 'manager'), 'it is m9, and manager m1 was expected'],
+	[
+		'a manager of another swarm under the same CA',
+		() => makeNode('m1', 'manager', 'ca', 'cluster2'),
+		'of another swarm (cluster2)',
+	],
+	[
+		'a manager under another CA',
+		() => makeNode('m1', 'manager', 'otherca'),
+		'self-signed certificate|unable to verify|local issuer',
+	],
+	[
+		'a manager whose certificate has expired',
+		() => makeNode('m1', 'manager', 'ca', 'cluster1', ['expired']),
+		'expired',
+	],
+] as const)
+	test(`refused, and logged once: ${what}`, async () => {
+		const port = nextPort++;
+		const m = open(make(), port);
+		m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+		m.feed.publish(membership('a'));
+		const w = open(makeNode('w1', 'worker'), port);
+		w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+		const found = () => w.logged.filter((l) => new RegExp(reason.replaceAll(/[()]/g, '\\$&')).test(l));
+		await waitFor(`"${reason}" in ${JSON.stringify(w.logged)}`, () => found().length > 0);
+		await new Promise((r) => setTimeout(r, 500));
+		assert.is(found().length, 1, w.logged.join('\n'));
+		assert.is(w.memberships.length, 0);
+	});
+
+test('a client under another CA is refused by the manager', async () => {
+	const port = nextPort++;
+	const m = open(makeNode('m1', 'manager'), port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'));
+	const stranger = makeNode('w1', 'worker', 'otherca');
+	writeFileSync(join(stranger, 'swarm-root-ca.crt'), readFileSync(join(directory, 'ca.crt')));
+	const w = open(stranger, port);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('the refusal', () => m.logged.some((l) => l.includes('is refused')));
+	await new Promise((r) => setTimeout(r, 300));
+	assert.is(w.memberships.length, 0);
+	assert.is(m.logged.filter((l) => l.includes('is refused')).length, 1, m.logged.join('\n'));
+});
+
+test('a worker that says it is another node is refused', async () => {
+	const port = nextPort++;
+	const m = open(makeNode('m1', 'manager'), port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	const c = readCertificates(makeNode('w1', 'worker'));
+	await waitFor('the server', () => m.logged.some((l) => l.includes('serving')));
+	const socket = connect({ host: '127.0.0.2', port, ...c.context, checkServerIdentity: () => undefined });
+	socket.on('error', () => undefined);
+	socket.resume();
+	socket.write('{"t":"hello","protocol":1,"node":"w2"}\n{"t":"report","tasks":{"x":{"state":"down"}},"look":false}\n');
+	await waitFor('the refusal', () => m.logged.some((l) => l.includes('it says that it is w2, and is w1')));
+	assert.is(m.reports.length, 0);
+});
+
+test('garbage ends the connection and nothing else', async () => {
+	const port = nextPort++;
+	const m = open(makeNode('m1', 'manager'), port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'));
+	const c = readCertificates(makeNode('w1', 'worker'));
+	await waitFor('the server', () => m.logged.some((l) => l.includes('serving')));
+	const socket = connect({ host: '127.0.0.2', port, ...c.context, checkServerIdentity: () => undefined });
+	socket.on('error', () => undefined);
+	socket.resume();
+	const closed = new Promise<void>((r) => socket.on('close', () => r()));
+	socket.write('{"t":"hello","protocol":1,"node":"w1"}\n{"t":"follow","at":17}\n{"t":"report","tasks":7}\n');
+	await closed;
+	assert.ok(m.logged.some((l) => l.includes('no message')));
+	const w = open(makeNode('w1', 'worker'), port);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('others to be served on', () => names(w.memberships.at(-1)) === 'a');
+});
+
+test('a certificate that is renewed is taken up', async () => {
+	const port = nextPort++;
+	const at = makeNode('m1', 'manager');
+	const own = makeNode('w1', 'worker');
+	const m = open(at, port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'));
+	const w = open(own, port);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('the whole', () => w.memberships.length > 0);
+	makeNode('w1', 'worker');
+	w.feed.update(info('w1', '127.0.0.3', false, []));
+	m.feed.publish(membership('a', 'b'));
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('what came after', () => names(w.memberships.at(-1)) === 'a,b');
+});
+
+test('a key that autolock encrypts is named, with the way out', () => {
+	assert.throws(
+		() =>
+			cleanKey('-----BEGIN ENCRYPTED PRIVATE KEY-----\nkek-version: 3\n\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n'),
+		(e: unknown) => e instanceof BeelineError && e.code === 'AUTOLOCK' && /membership\.tokenFile/.test(e.message),
+	);
+});
+
+test('with a token instead of certificates: the right one is served, a wrong one is not', async () => {
+	const port = nextPort++;
+	const token = join(directory, 'token');
+	const wrong = join(directory, 'wrong');
+	writeFileSync(token, 'a'.repeat(40));
+	writeFileSync(wrong, 'b'.repeat(40));
+	const m = open(undefined, port, { tokenFile: token });
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'));
+	const w = open(undefined, port, { tokenFile: token });
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	w.feed.report(new Map([['a1', { state: 'down' }]]), false);
+	await waitFor(`the whole: ${w.logged.join()} ${m.logged.join()}`, () => names(w.memberships.at(-1)) === 'a');
+	await waitFor('the report', () => m.reports.some((r) => r.node === 'w1'));
+	const x = open(undefined, port, { tokenFile: wrong });
+	x.feed.update(info('w2', '127.0.0.5', false, [['m1', '127.0.0.2']]));
+	await waitFor('it to be refused', () => x.logged.some((l) => l.includes('is not followed')));
+	assert.is(x.memberships.length, 0);
+});
+
+if (!hasTool('openssl')) skip('stream', 'needs openssl (install the package openssl)');
+else {
+	makeCa('ca');
+	makeCa('otherca');
+	test.run();
+}
