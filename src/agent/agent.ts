@@ -514,8 +514,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						...[...l.publishedPorts].filter((p) => !state.reservedPorts.includes(p)),
 					],
 				});
-				const reserved = reservePorts(new Set(state.reservedPorts), l.publishedPorts);
-				saveState({ ...state, reservedPorts: [...reserved] });
+				try {
+					const reserved = reservePorts(new Set(state.reservedPorts), l.publishedPorts);
+					saveState({ ...state, reservedPorts: [...reserved] });
+					warnings.delete('reserve');
+				} catch (e) {
+					// In a container /proc/sys is read-only. The datapath asks for the socket where a port is in the range.
+					warnings.set(
+						'reserve',
+						`published ports cannot be kept from being source ports (${sentence(e)}): set net.ipv4.ip_local_reserved_ports on the node`,
+					);
+				}
 
 				mesh = nextMesh;
 				updatePeers(mesh.nodes.values(), mesh.digest);

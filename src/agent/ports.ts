@@ -84,7 +84,10 @@ function whyRefused(p: Published, rules: PortRules, key: string): string | undef
 		(s) =>
 			s.protocol === p.protocol && s.port === p.port && !s.by.some((b) => DOCKERS.has(b)) && !p.ownTargets.has(p.port),
 	);
-	if (holder !== undefined) {
+	// What the kernel sends elsewhere never reached that socket; behind Docker's ingress rules it is dockerd's own, whose
+	// name an agent in a container cannot see.
+	const elsewhere = holder?.by.length === 0 && rules.firewall.dnat.some((r) => covers(r, p.protocol, p.port));
+	if (holder !== undefined && !elsewhere) {
 		const by = holder.by.length > 0 ? holder.by.join(', ') : 'a socket';
 		return `port ${p.port} is held by ${by} on ${holder.address}: stop it, or ${publishAnother}`;
 	}
