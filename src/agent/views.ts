@@ -41,13 +41,7 @@ export function backendsByIndex(e: Entries): ReadonlyMap<number, MeshBackend> {
 	const known = indexed.get(e);
 	if (known !== undefined) return known;
 	const out = new Map<number, MeshBackend>();
-	for (const s of e.services.values()) {
-		const byMac = new Map(s.mesh.backends.map((b) => [b.mac, b]));
-		for (const b of s.backends) {
-			const backend = byMac.get(b.mac);
-			if (backend !== undefined) out.set(b.index, backend);
-		}
-	}
+	for (const s of e.services.values()) for (const b of s.backends) out.set(b.index, b.backend);
 	indexed.set(e, out);
 	return out;
 }

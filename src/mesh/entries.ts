@@ -17,7 +17,7 @@ import {
 } from '../loader/layout.gen.js';
 import { acquireFrontend, type Ids, type Tables, tableId } from './ids.js';
 import type { MaglevMembers } from './maglev.js';
-import { isProcess, type Member, type Mesh, type MeshFrontend, type MeshService } from './plan.js';
+import { isProcess, type Member, type Mesh, type MeshBackend, type MeshFrontend, type MeshService } from './plan.js';
 import { refOf } from './slots.js';
 import { isUsable } from './sources/document.js';
 import type { AclKey, ExactKey } from './store.js';
@@ -133,10 +133,31 @@ export interface FrontendSpec {
 	readonly table6: number;
 }
 
-export interface BackendEntry {
-	readonly mac: string;
-	readonly index: number;
-	readonly row: BackendRow;
+/** The row of a backend, which is made when it is asked for: 100 000 of them are compared in numbers. */
+export class BackendEntry {
+	constructor(
+		readonly backend: MeshBackend,
+		readonly index: number,
+		readonly generation: number,
+		/** Index of the node's row. */
+		readonly node: number,
+	) {}
+
+	get mac(): string {
+		return this.backend.mac;
+	}
+
+	get macCode(): number {
+		return this.backend.macCode;
+	}
+
+	get state(): number {
+		return STATE[this.backend.state];
+	}
+
+	get row(): BackendRow {
+		return { state: this.state, generation: this.generation, mac: this.mac, node: this.node };
+	}
 }
 
 /** Rows of one service. */
@@ -212,7 +233,7 @@ function columns(members: readonly Member[], ids: Ids): MaglevMembers {
 	};
 	for (let i = 0; i < n; i++) {
 		const { backend, weight, down } = members[i];
-		const id = ids.backends.get(backend.mac);
+		const id = ids.backends.get(backend.macCode);
 		out.offset[i] = backend.offset;
 		out.skip[i] = backend.skip;
 		out.weight[i] = weight;
@@ -262,17 +283,8 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 			if (b.gone) continue;
 			const node = c.mesh.nodes.get(b.node);
 			if (!node) continue;
-			const id = ids.backends.acquire(b.mac, nowMs);
-			backends.push({
-				mac: b.mac,
-				index: id.index,
-				row: {
-					state: STATE[b.state],
-					generation: id.generation,
-					mac: b.mac,
-					node: c.vteps.get(node.address) as number,
-				},
-			});
+			const id = ids.backends.acquire(b.macCode, nowMs);
+			backends.push(new BackendEntry(b, id.index, id.generation, c.vteps.get(node.address) as number));
 			if (b.node !== c.mesh.self) continue;
 			const at = [b.address4, b.address6].map((a) => (a === undefined ? undefined : facts.endpoints.get(a)));
 			const endpoint = at[0] ?? at[1];

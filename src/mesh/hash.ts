@@ -37,3 +37,36 @@ export function macOf(hash: number): string {
 	const high = Math.floor(hash / 4294967296);
 	return `06:${HEX[high]}:${HEX[low >>> 24]}:${HEX[(low >>> 16) & 255]}:${HEX[(low >>> 8) & 255]}:${HEX[low & 255]}`;
 }
+
+/** The 48 bits of a MAC as a number, -1 where the text is none. */
+export function codeOfMac(mac: string): number {
+	if (mac.length !== 17) return -1;
+	let high = 0;
+	let low = 0;
+	for (let i = 0; i < 17; i++) {
+		const c = mac.charCodeAt(i);
+		if (i % 3 === 2) {
+			if (c !== 58) return -1;
+			continue;
+		}
+		const digit = c >= 48 && c <= 57 ? c - 48 : c >= 97 && c <= 102 ? c - 87 : -1;
+		if (digit < 0) return -1;
+		if (i < 6) high = high * 16 + digit;
+		else low = low * 16 + digit;
+	}
+	return high * 4294967296 + low;
+}
+
+/** The MAC of `codeOfMac`. */
+export function macOfCode(code: number): string {
+	const low = code >>> 0;
+	const high = Math.floor(code / 4294967296);
+	return `${HEX[high >>> 8]}:${HEX[high & 255]}:${HEX[low >>> 24]}:${HEX[(low >>> 16) & 255]}:${HEX[(low >>> 8) & 255]}:${HEX[low & 255]}`;
+}
+
+const LOCAL_MAC = 0x06 * 2 ** 40;
+
+/** The code of `macOf(hash)`. */
+export function codeOfHash(hash: number): number {
+	return LOCAL_MAC + hash;
+}

@@ -6,6 +6,7 @@
 
 import { BeelineError } from '../errors.js';
 import { MAX_BACKENDS, MAX_FRONTENDS, MAX_NODES } from '../loader/layout.gen.js';
+import { codeOfMac, macOfCode } from './hash.js';
 import { refOf } from './slots.js';
 
 export interface Index {
@@ -17,11 +18,12 @@ export interface Index {
 /** Indexes of one kind of row. */
 export interface IndexPool {
 	readonly size: number;
-	get(key: string): Index | undefined;
+	/** A MAC may be given as its 48 bits. */
+	get(key: string | number): Index | undefined;
 	/** The key's index, or a free one. @throws BeelineError FULL */
-	acquire(key: string, nowMs: number): Index;
+	acquire(key: string | number, nowMs: number): Index;
 	/** Frees the key's index; it is not given out before the grace is over. */
-	release(key: string, nowMs: number): void;
+	release(key: string | number, nowMs: number): void;
 	/** Gives a key an index that it is known to have. */
 	restore(key: string, index: number, generation: number): void;
 	/** Marks an index as freed at `nowMs`, with the generation that it had. */
@@ -31,6 +33,94 @@ export interface IndexPool {
 	/** Freed indexes that nothing can hold any more after `afterMs`: their rows may be cleared. Forgets them. */
 	forget(nowMs: number, afterMs: number): number[];
 	entries(): IterableIterator<[string, Index]>;
+}
+
+/** Key → index, as a Map has it. */
+interface Used {
+	readonly size: number;
+	get(key: string | number): Index | undefined;
+	set(key: string | number, id: Index): unknown;
+	delete(key: string | number): unknown;
+	entries(): IterableIterator<[string, Index]>;
+}
+
+const EMPTY = -1;
+const DELETED = -2;
+
+/**
+ * MAC → index and generation in 16 bytes each, where a Map of texts and objects takes 150: there are 100 000. Open
+ * addressing with linear probing; keys that are no MACs go into a Map beside it.
+ */
+function usedByMac(): Used {
+	let codes = new Float64Array(1024).fill(EMPTY);
+	let refs = new Uint32Array(1024);
+	/** Places that are not EMPTY. */
+	let filled = 0;
+	let size = 0;
+	const others = new Map<string, Index>();
+	const find = (code: number): number => {
+		const mask = codes.length - 1;
+		// The MAC's low bits are a hash already.
+		let i = (code >>> 0) & mask;
+		while (codes[i] !== EMPTY && codes[i] !== code) i = (i + 1) & mask;
+		return i;
+	};
+	const resize = () => {
+		let room = 1024;
+		while (room < size * 3) room *= 2;
+		const [oldCodes, oldRefs] = [codes, refs];
+		codes = new Float64Array(room).fill(EMPTY);
+		refs = new Uint32Array(room);
+		filled = size;
+		for (let i = 0; i < oldCodes.length; i++) {
+			if (oldCodes[i] < 0) continue;
+			const at = find(oldCodes[i]);
+			codes[at] = oldCodes[i];
+			refs[at] = oldRefs[i];
+		}
+	};
+	const idAt = (i: number): Index => ({ index: refs[i] & 0xffffff, generation: refs[i] >>> 24 });
+	const codeOf = (key: string | number): number => (typeof key === 'number' ? key : codeOfMac(key));
+	return {
+		get size() {
+			return size + others.size;
+		},
+		get(key) {
+			const code = codeOf(key);
+			if (code < 0) return others.get(key as string);
+			const i = find(code);
+			return codes[i] === code ? idAt(i) : undefined;
+		},
+		set(key, id) {
+			const code = codeOf(key);
+			if (code < 0) return others.set(key as string, id);
+			let i = find(code);
+			if (codes[i] !== code) {
+				if ((filled + 1) * 4 > codes.length * 3) {
+					resize();
+					i = find(code);
+				}
+				codes[i] = code;
+				filled++;
+				size++;
+			}
+			refs[i] = ((id.generation << 24) | id.index) >>> 0;
+			return undefined;
+		},
+		delete(key) {
+			const code = codeOf(key);
+			if (code < 0) return others.delete(key as string);
+			const i = find(code);
+			if (codes[i] !== code) return false;
+			codes[i] = DELETED;
+			size--;
+			return true;
+		},
+		*entries() {
+			for (let i = 0; i < codes.length; i++) if (codes[i] >= 0) yield [macOfCode(codes[i]), idAt(i)] as [string, Index];
+			yield* others.entries();
+		},
+	};
 }
 
 interface Freed {
@@ -43,8 +133,13 @@ interface Freed {
  * @param limit indexes are 1 to limit - 1: 0 means "none" everywhere
  * @param graceMs before a freed index is used again
  */
-export function createIndexPool(what: string, limit: number, graceMs: number, generations: boolean): IndexPool {
-	const used = new Map<string, Index>();
+export function createIndexPool(
+	what: string,
+	limit: number,
+	graceMs: number,
+	generations: boolean,
+	used: Used = new Map<string, Index>() as Used,
+): IndexPool {
 	const taken = new Uint8Array(limit);
 	/** Oldest first. */
 	let freed: Freed[] = [];
@@ -150,7 +245,7 @@ export const FORGET_AFTER_MS = 24 * 3_600_000;
 
 export function createIds(limits: { backends?: number; frontends?: number; nodes?: number } = {}): Ids {
 	return {
-		backends: createIndexPool('backends', limits.backends ?? MAX_BACKENDS, REUSE_AFTER_MS, true),
+		backends: createIndexPool('backends', limits.backends ?? MAX_BACKENDS, REUSE_AFTER_MS, true, usedByMac()),
 		frontends: createIndexPool('frontends', limits.frontends ?? MAX_FRONTENDS, REUSE_AFTER_MS, false),
 		// Replies of a flow go to the node it entered by, for as long as it lives: rest long, there is room.
 		nodes: createIndexPool('nodes', limits.nodes ?? MAX_NODES, 3 * 3_600_000, false),

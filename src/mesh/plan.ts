@@ -1,5 +1,5 @@
 /** Membership (observed) → Mesh (desired). Pure: time, health and the Mesh before come in as arguments. */
-import { hash40, hash64, macOf, toBigInt } from './hash.js';
+import { codeOfHash, hash40, hash64, macOfCode, toBigInt } from './hash.js';
 import { backendKey, idOf } from './keys.js';
 import { tableSize } from './maglev.js';
 import type {
@@ -22,6 +22,8 @@ export interface MeshBackend {
 	readonly key: string;
 	/** 06 + 40 bits of the key's hash, unique in the mesh. */
 	readonly mac: string;
+	/** The MAC's 48 bits. */
+	readonly macCode: number;
 	/** The 40 bits. */
 	readonly hash: number;
 	/** Where its permutation of a Maglev table starts, and how it goes on. */
@@ -144,33 +146,151 @@ function family(b: MeshBackend, f: Family): boolean {
 /** Of the cluster, the same for ever: another seed would move every flow. */
 const TABLE_SEED = 0x6d61676c;
 
-function hashesOf(key: string): { hash: number; offset: number; skip: number } {
-	const h = hash64(key, TABLE_SEED);
-	return { hash: hash40(hash64(key)), offset: h.low, skip: h.high };
+/** What the backends of one service and target have in common. */
+interface Common {
+	readonly service: string;
+	readonly target: number;
+	readonly protocol: Protocol;
 }
 
-const hash40Of = (mac: string): number => Number.parseInt(mac.slice(3).replaceAll(':', ''), 16);
+interface Status {
+	readonly state: BackendState;
+	readonly leaving: boolean;
+	readonly gone: boolean;
+	readonly drainingSinceMs: number | undefined;
+}
+/** A status that lacks nothing but the health. */
+const unwellOf = (b: Planned): Status =>
+	b.state === 'active' ? DOWN : { state: 'down', leaving: b.leaving, gone: b.gone, drainingSinceMs: b.drainingSinceMs };
+const ACTIVE: Status = { state: 'active', leaving: false, gone: false, drainingSinceMs: undefined };
+const DOWN: Status = { ...ACTIVE, state: 'down' };
+
+/** What of a task a backend shows. */
+type Place = Pick<Task, 'id' | 'node' | 'address4' | 'address6' | 'weight' | 'families'>;
+
+/**
+ * A backend that holds what no other has, in numbers that need no memory of their own, and leads to the rest: there may be
+ * 100 000, and as plain objects they were most of the agent. It also is its own place in a table wherever it serves.
+ */
+class Planned implements MeshBackend, Member {
+	private constructor(
+		private readonly common: Common,
+		private readonly place: Place,
+		private readonly status: Status,
+		/** undefined: its own hash. */
+		private readonly otherMac: number | undefined,
+		private readonly hashLow: number,
+		private readonly hashHigh: number,
+		private readonly start: number,
+		private readonly step: number,
+	) {}
+
+	static make(common: Common, key: string, place: Place, status: Status, otherMac: number | undefined): Planned {
+		const own = hash64(key);
+		const table = hash64(key, TABLE_SEED);
+		return new Planned(common, place, status, otherMac, own.low | 0, own.high & 255, table.low | 0, table.high | 0);
+	}
+
+	/** The same backend, its hashes not worked out again. */
+	again(common: Common, place: Place, status: Status, otherMac: number | undefined): Planned {
+		return new Planned(common, place, status, otherMac, this.hashLow, this.hashHigh, this.start, this.step);
+	}
+
+	as(status: Status): Planned {
+		return this.again(this.common, this.place, status, this.otherMac);
+	}
+
+	/** What leads to it after its task has left the membership. */
+	get origin(): Place {
+		return this.place;
+	}
+	get key(): string {
+		return backendKey(this.common.service, this.place, this.common.target, this.common.protocol);
+	}
+	get id(): string {
+		return idOf(this.key);
+	}
+	get hash(): number {
+		return this.hashHigh * 4294967296 + (this.hashLow >>> 0);
+	}
+	get macCode(): number {
+		return this.otherMac ?? codeOfHash(this.hash);
+	}
+	get mac(): string {
+		return macOfCode(this.macCode);
+	}
+	get offset(): number {
+		return this.start >>> 0;
+	}
+	get skip(): number {
+		return this.step >>> 0;
+	}
+	get service(): string {
+		return this.common.service;
+	}
+	get target(): number {
+		return this.common.target;
+	}
+	get protocol(): Protocol {
+		return this.common.protocol;
+	}
+	get node(): string {
+		return this.place.node;
+	}
+	get address4(): string | undefined {
+		return this.place.address4;
+	}
+	get address6(): string | undefined {
+		return this.place.address6;
+	}
+	get families(): readonly Family[] | undefined {
+		return this.place.families;
+	}
+	get weight(): number {
+		return this.place.weight;
+	}
+	get state(): BackendState {
+		return this.status.state;
+	}
+	get leaving(): boolean {
+		return this.status.leaving;
+	}
+	get gone(): boolean {
+		return this.status.gone;
+	}
+	get drainingSinceMs(): number | undefined {
+		return this.status.drainingSinceMs;
+	}
+	get backend(): MeshBackend {
+		return this;
+	}
+	get down(): boolean {
+		return this.status.state === 'down';
+	}
+}
 
 interface Draft {
-	backend: MeshBackend;
+	readonly key: string;
+	backend: Planned;
 	/** Down by health alone: spared where it would be the last. */
 	unwell: boolean;
 }
 
 /** Who may be in a table. The first of these groups that has anyone: serving, of weight 0, draining, down. */
 function membersOf(
-	backends: readonly MeshBackend[],
+	backends: readonly Planned[],
 	target: number,
 	protocol: Protocol,
 	f: Family,
 	preferred: string | undefined,
-): Member[] {
+): readonly Member[] {
 	const here = backends.filter((b) => b.target === target && b.protocol === protocol && family(b, f) && !b.gone);
 	let weighed = here.filter((b) => b.state !== 'draining' && b.weight > 0);
 	if (weighed.some((b) => b.state === 'active')) {
 		if (preferred !== undefined && weighed.some((b) => b.state === 'active' && b.node === preferred))
 			weighed = weighed.filter((b) => b.node === preferred);
-		return weighed.map((b) => ({ backend: b, weight: b.weight, down: b.state === 'down' }));
+		// Where all serve, the list that there is anyway.
+		return weighed.length === backends.length ? backends : weighed;
 	}
 	for (const state of ['active', 'draining', 'down'] as const) {
 		const group = here.filter((b) => b.state === state);
@@ -188,10 +308,10 @@ export function isProcess(b: Pick<MeshBackend, 'address4' | 'address6' | 'famili
 	return b.address4 === undefined && b.address6 === undefined && b.families === undefined;
 }
 
-function sameBackend(a: MeshBackend, b: MeshBackend): boolean {
+/** Of two with the same key. */
+function sameBackend(a: Planned, b: Planned): boolean {
 	return (
-		a.key === b.key &&
-		a.mac === b.mac &&
+		a.macCode === b.macCode &&
 		a.address4 === b.address4 &&
 		a.address6 === b.address6 &&
 		sameFamilies(a.families, b.families) &&
@@ -205,8 +325,9 @@ function sameBackend(a: MeshBackend, b: MeshBackend): boolean {
 
 function sameMembers(a: readonly Member[], b: readonly Member[]): boolean {
 	return (
-		a.length === b.length &&
-		a.every((m, i) => m.backend === b[i].backend && m.weight === b[i].weight && m.down === b[i].down)
+		a === b ||
+		(a.length === b.length &&
+			a.every((m, i) => m.backend === b[i].backend && m.weight === b[i].weight && m.down === b[i].down))
 	);
 }
 
@@ -214,7 +335,7 @@ interface Context {
 	readonly nodes: ReadonlyMap<string, NodeSpec>;
 	readonly input: PlanInput;
 	/** MACs of keys whose own hash another key has. */
-	readonly macs: ReadonlyMap<string, string>;
+	readonly macs: ReadonlyMap<string, number>;
 }
 
 function planService(
@@ -227,44 +348,30 @@ function planService(
 	const { health, self, nowMs } = input;
 	const options = spec?.options ?? (old as MeshService).options;
 	const serves = spec?.options.enable ?? false;
-	const before = new Map((old?.backends ?? []).map((b) => [b.key, b]));
+	const before = new Map(((old?.backends ?? []) as readonly Planned[]).map((b) => [b.key, b]));
 	const drafts: Draft[] = [];
 	const seen = new Set<string>();
 	const add = (
 		key: string,
-		was: MeshBackend | undefined,
-		t: Pick<Task, 'node' | 'address4' | 'address6' | 'weight' | 'families'>,
-		target: number,
-		protocol: Protocol,
+		was: Planned | undefined,
+		place: Place,
+		common: Common,
 		state: BackendState,
 		leaving: boolean,
 		unwell: boolean,
 	) => {
-		const own = was ?? hashesOf(key);
-		// Every field in one literal: 100 000 of these have one shape, which is most of what makes plan() fast.
-		const backend: MeshBackend = {
-			id: was?.id ?? idOf(key),
-			key,
-			mac: c.macs.get(key) ?? (was && was.hash === hash40Of(was.mac) ? was.mac : macOf(own.hash)),
-			hash: own.hash,
-			offset: own.offset,
-			skip: own.skip,
-			service: name,
-			node: t.node,
-			address4: t.address4,
-			address6: t.address6,
-			families: t.families,
-			target,
-			protocol,
-			weight: t.weight,
-			state,
-			leaving,
-			gone: false,
-			drainingSinceMs: state === 'draining' ? (was?.drainingSinceMs ?? nowMs) : undefined,
-		};
-		drafts.push({ backend, unwell });
+		const other = c.macs.get(key);
+		const status: Status =
+			state === 'active'
+				? ACTIVE
+				: state === 'down'
+					? DOWN
+					: { state, leaving, gone: false, drainingSinceMs: was?.drainingSinceMs ?? nowMs };
+		const backend = was ? was.again(common, place, status, other) : Planned.make(common, key, place, status, other);
+		drafts.push({ key, backend, unwell });
 	};
-	for (const { target, protocol } of spec?.ports ?? [])
+	for (const { target, protocol } of spec?.ports ?? []) {
+		const common: Common = { service: name, target, protocol };
 		for (const t of spec?.tasks ?? []) {
 			const node = nodes.get(t.node);
 			if (node === undefined) continue;
@@ -275,17 +382,20 @@ function planService(
 			const drains = t.state === 'draining' || node.drained || !serves;
 			const unwell = (t.node !== self && health.downNodes.has(t.node)) || health.downBackends.has(key);
 			const state = down ? 'down' : drains ? 'draining' : 'active';
-			add(key, before.get(key), t, target, protocol, state, false, unwell && !down);
+			add(key, before.get(key), t, common, state, false, unwell && !down);
 		}
+	}
 	if (old?.spec !== undefined || spec === undefined) {
 		// One that its source called down has no flow to wait for. One that only we cannot reach may have.
 		const dead = new Set<string>();
 		for (const t of old?.spec?.tasks ?? [])
 			if (t.state === 'down')
 				for (const p of old?.spec?.ports ?? []) dead.add(backendKey(name, t, p.target, p.protocol));
-		for (const b of before.values())
-			if (!seen.has(b.key) && !b.gone && !dead.has(b.key))
-				add(b.key, b, b, b.target, b.protocol, 'draining', true, b.node !== self && health.downNodes.has(b.node));
+		for (const [key, b] of before)
+			if (!seen.has(key) && !b.gone && !dead.has(key)) {
+				const common: Common = { service: name, target: b.target, protocol: b.protocol };
+				add(key, b, b.origin, common, 'draining', true, b.node !== self && health.downNodes.has(b.node));
+			}
 	}
 
 	// A false alarm about every backend must not take a service down: what all seem to have, none has.
@@ -293,10 +403,11 @@ function planService(
 		const candidates = drafts.filter((d) => d.backend.state === 'active' && family(d.backend, f));
 		if (candidates.length > 0 && candidates.every((d) => d.unwell)) for (const d of candidates) d.unwell = false;
 	}
-	let backends: MeshBackend[] = drafts.map(({ backend, unwell }) => (unwell ? { ...backend, state: 'down' } : backend));
-	backends.sort((a, b) => compare(a.key, b.key));
+	drafts.sort((a, b) => compare(a.key, b.key));
+	for (const d of drafts) if (d.unwell) d.backend = d.backend.as(unwellOf(d.backend));
+	let backends: Planned[] = drafts.map((d) => d.backend);
 
-	const tableOf = (list: readonly MeshBackend[], target: number, protocol: Protocol, f: Family) =>
+	const tableOf = (list: readonly Planned[], target: number, protocol: Protocol, f: Family) =>
 		membersOf(list, target, protocol, f, options.prefer === 'local' ? self : undefined);
 	let wakeAtMs: number | undefined;
 	const wake = (ms: number) => {
@@ -304,17 +415,18 @@ function planService(
 	};
 	if (backends.some((b) => b.drainingSinceMs !== undefined)) {
 		// Drained ones go when their time is over, unless a table has nobody else.
-		const inUse = new Set<string>();
+		const inUse = new Set<MeshBackend>();
 		if (serves)
 			for (const p of spec?.ports ?? [])
 				for (const f of [4, 6] as const)
-					for (const m of tableOf(backends, p.target, p.protocol, f)) inUse.add(m.backend.key);
+					for (const m of tableOf(backends, p.target, p.protocol, f)) inUse.add(m.backend);
 		backends = backends.flatMap((b) => {
 			if (b.drainingSinceMs === undefined) return [b];
 			const until = b.drainingSinceMs + options.drainTimeoutMs;
 			if (nowMs < until) wake(until);
 			else if (b.leaving) return [];
-			else if (!inUse.has(b.key)) return [{ ...b, gone: true }];
+			else if (!inUse.has(b))
+				return [b.as({ state: b.state, leaving: b.leaving, gone: true, drainingSinceMs: b.drainingSinceMs })];
 			return [b];
 		});
 	}
@@ -387,7 +499,7 @@ function differing<T>(a: ReadonlySet<T>, b: ReadonlySet<T>): T[] {
 }
 
 /** Keys that share their 40 bits with another: all but the first of each get the MAC of the next free hash. */
-function collisions(services: Iterable<MeshService>): Map<string, string> {
+function collisions(services: Iterable<MeshService>): Map<string, number> {
 	const lists = [...services].map((s) => s.backends);
 	let n = 0;
 	for (const l of lists) n += l.length;
@@ -408,7 +520,7 @@ function collisions(services: Iterable<MeshService>): Map<string, string> {
 			if (seen[i] === hash) shared.add(hash);
 			seen[i] = hash;
 		}
-	const out = new Map<string, string>();
+	const out = new Map<string, number>();
 	if (shared.size === 0) return out;
 	const keys = new Set(lists.flatMap((l) => l.filter((b) => shared.has(b.hash)).map((b) => b.key)));
 	const owner = new Set<number>();
@@ -422,7 +534,7 @@ function collisions(services: Iterable<MeshService>): Map<string, string> {
 			const hash = hash40(hash64(`${key}#${i}`));
 			if (owner.has(hash) || seen[find(hash)] === hash) continue;
 			owner.add(hash);
-			out.set(key, macOf(hash));
+			out.set(key, codeOfHash(hash));
 			break;
 		}
 	}
@@ -451,7 +563,7 @@ export function plan(input: PlanInput): Mesh {
 		(changed.size > 0 && s.backends.some((b) => changed.has(b.node))) ||
 		(changedKeys.size > 0 && s.backends.some((b) => changedKeys.has(b.key)));
 
-	const work = (macs: ReadonlyMap<string, string>, all: boolean): [Map<string, MeshService>, boolean] => {
+	const work = (macs: ReadonlyMap<string, number>, all: boolean): [Map<string, MeshService>, boolean] => {
 		const context: Context = { nodes: specs, input, macs };
 		const services = new Map<string, MeshService>();
 		let anyNew = false;

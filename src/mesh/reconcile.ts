@@ -22,6 +22,7 @@ import {
 	type Uplink as UplinkRow,
 } from '../loader/layout.gen.js';
 import type { BackendEntry, Entries, FrontendSpec, ServiceEntries, TableSpec } from './entries.js';
+import { codeOfMac, macOfCode } from './hash.js';
 import { FORGET_AFTER_MS, type Ids } from './ids.js';
 import { type MaglevMembers, type MaglevPool, maglev } from './maglev.js';
 import {
@@ -87,6 +88,8 @@ interface TableState {
 const POOL_FROM_SLOTS = 1 << 20;
 /** Tables computed ahead of their being written: bounds the memory, 32 × 16384 slots are 2 MB. */
 const CHUNK = 32;
+/** Rows of backends that are made before they are written. */
+const ROWS_AT_ONCE = 8192;
 /** How long what an earlier agent left behind, and this one does not know, is kept for its flows. */
 export const ORPHANS_LEAVE_MS = 60_000;
 
@@ -124,6 +127,84 @@ function sameRow(a: object, b: object): boolean {
 	return true;
 }
 
+/** The rows of `backends` as they are in the map: index → row, in 16 bytes a row. */
+class BackendRows {
+	private rooms = 0;
+	private there = new Uint8Array(0);
+	private states = new Uint8Array(0);
+	private generations = new Uint8Array(0);
+	private nodes = new Uint32Array(0);
+	private macs = new Float64Array(0);
+
+	constructor(rows: Iterable<readonly [number, BackendRow]>) {
+		for (const [index, row] of rows) this.set(index, row);
+	}
+
+	private grow(index: number): void {
+		const rooms = Math.max(1024, this.rooms * 2, index + 1);
+		const larger = <T extends Uint8Array | Uint32Array | Float64Array>(a: T, b: T): T => {
+			b.set(a);
+			return b;
+		};
+		this.there = larger(this.there, new Uint8Array(rooms));
+		this.states = larger(this.states, new Uint8Array(rooms));
+		this.generations = larger(this.generations, new Uint8Array(rooms));
+		this.nodes = larger(this.nodes, new Uint32Array(rooms));
+		this.macs = larger(this.macs, new Float64Array(rooms));
+		this.rooms = rooms;
+	}
+
+	get(index: number): BackendRow | undefined {
+		if (this.there[index] !== 1) return undefined;
+		return {
+			state: this.states[index],
+			generation: this.generations[index],
+			mac: macOfCode(this.macs[index]),
+			node: this.nodes[index],
+		};
+	}
+
+	set(index: number, row: BackendRow): void {
+		if (index >= this.rooms) this.grow(index);
+		this.there[index] = 1;
+		this.states[index] = row.state;
+		this.generations[index] = row.generation;
+		this.macs[index] = codeOfMac(row.mac);
+		this.nodes[index] = row.node;
+	}
+
+	delete(index: number): void {
+		this.there[index] = 0;
+	}
+
+	holds(b: BackendEntry): boolean {
+		const i = b.index;
+		return (
+			this.there[i] === 1 &&
+			this.states[i] === b.state &&
+			this.generations[i] === b.generation &&
+			this.nodes[i] === b.node &&
+			this.macs[i] === b.macCode
+		);
+	}
+
+	/** Whether a row that is in use has the index and the generation. */
+	lives(index: number, generation: number): boolean {
+		return (
+			this.there[index] === 1 &&
+			this.states[index] !== BackendStates.BACKEND_NONE &&
+			this.generations[index] === generation
+		);
+	}
+
+	*[Symbol.iterator](): IterableIterator<[number, BackendRow]> {
+		for (let i = 0; i < this.rooms; i++) {
+			const row = this.get(i);
+			if (row) yield [i, row];
+		}
+	}
+}
+
 const sameRef = (a: TableRef, b: TableRef): boolean => a.table === b.table && a.mask === b.mask;
 const exactId = (k: ExactKey): string => `${k.proto}/${k.port}/${k.addr}`;
 const aclId = (k: AclKey): string => `${k.acl}/${k.prefix}`;
@@ -142,7 +223,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		own: new Set<string>([...store.ownAddresses.entries()].map(([a]) => a)),
 		nodes: new Map<number, NodeRow>(store.nodes.entries()),
 		vteps: new Map<string, number>(store.vteps.entries()),
-		backends: new Map<number, BackendRow>(store.backends.entries()),
+		backends: new BackendRows(store.backends.entries()),
 		local: new Map<string, LocalBackendRow>(store.localBackends.entries()),
 		frontends: new Map<number, FrontendRow>(store.frontends.entries()),
 		ports: new Map<number, number>(store.ports.entries()),
@@ -204,13 +285,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			if (ref === REF_KERNEL) return true;
 			if (ref === REF_NONE) return false;
 			const index = refIndex(ref);
-			const row = cache.backends.get(index);
-			return (
-				row !== undefined &&
-				row.state !== BackendStates.BACKEND_NONE &&
-				row.generation === refGeneration(ref) &&
-				!going.has(index)
-			);
+			return cache.backends.lives(index, refGeneration(ref)) && !going.has(index);
 		};
 
 	async function reconcile(e: Entries, now: number): Promise<ReconcileResult> {
@@ -305,29 +380,36 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		// Backends: what this node delivers to before what it sends to.
 		{
 			const local: { service: string; key: string; row: LocalBackendRow }[] = [];
-			const rows: { service: string; key: number; row: BackendRow }[] = [];
-			for (const [service, s] of changed) {
+			let rows: { service: string; key: number; row: BackendRow }[] = [];
+			for (const [service, s] of changed)
 				for (const [mac, row] of s.localBackends) {
 					const old = cache.local.get(mac);
 					if (!old || !sameRow(row, old)) local.push({ service, key: mac, row });
 				}
+			writeRows('local backends', store.localBackends, local, (key, row) => cache.local.set(key, row));
+			const flush = () => {
+				writeRows('backends', store.backends, rows, (key, row) => cache.backends.set(key, row));
+				rows = [];
+			};
+			for (const [service, s] of changed) {
 				for (const b of s.backends) {
 					if (orphans.size > 0) orphans.delete(b.mac);
-					const old = cache.backends.get(b.index);
-					if (!old || !sameRow(b.row, old)) rows.push({ service, key: b.index, row: b.row });
+					if (!cache.backends.holds(b)) rows.push({ service, key: b.index, row: b.row });
 				}
+				// A full sync in parts, for rows of 100 000 at once would be the agent's greatest need of memory.
+				if (rows.length >= ROWS_AT_ONCE) flush();
 			}
-			writeRows('local backends', store.localBackends, local, (key, row) => cache.local.set(key, row));
-			writeRows('backends', store.backends, rows, (key, row) => cache.backends.set(key, row));
+			flush();
 		}
 
 		// Which backends go in this run: a transition need not remember them.
-		const staying = new Set<string>();
-		for (const [name, s] of changed) if (!failed.has(name)) for (const b of s.backends) staying.add(b.mac);
+		const staying = new Set<number>();
+		if (removed.length > 0 || changed.some(([name]) => applied.has(name)))
+			for (const [name, s] of changed) if (!failed.has(name)) for (const b of s.backends) staying.add(b.macCode);
 		const goingBackends: BackendEntry[] = [];
 		const goingLocal: string[] = [];
 		const leavers = (old: ServiceEntries, next: ServiceEntries | undefined) => {
-			for (const b of old.backends) if (!staying.has(b.mac)) goingBackends.push(b);
+			for (const b of old.backends) if (!staying.has(b.macCode)) goingBackends.push(b);
 			const kept = new Set(next?.localBackends.map(([mac]) => mac));
 			for (const [mac] of old.localBackends) if (!kept.has(mac)) goingLocal.push(mac);
 		};
@@ -606,7 +688,8 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 					}
 			}
 			// Backends: the row keeps its generation, so that a reference to it never comes to mean another.
-			const tombs: BackendEntry[] = goingBackends.slice();
+			const tombs: { readonly mac: string; readonly index: number; readonly generation: number }[] =
+				goingBackends.slice();
 			const localGone = goingLocal.slice();
 			for (const [key, until] of orphans) {
 				const id = ids.backends.get(key);
@@ -622,7 +705,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 							rowsWritten++;
 						});
 				} else {
-					tombs.push({ mac: key, index: id.index, row });
+					tombs.push({ mac: key, index: id.index, generation: row.generation });
 					localGone.push(key);
 					orphans.delete(key);
 				}
@@ -636,7 +719,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 					(b) =>
 						[
 							b.index,
-							{ state: BackendStates.BACKEND_NONE, generation: b.row.generation, mac: '00:00:00:00:00:00', node: 0 },
+							{ state: BackendStates.BACKEND_NONE, generation: b.generation, mac: '00:00:00:00:00:00', node: 0 },
 						] as const,
 				);
 				store.backends.setMany(rows);
