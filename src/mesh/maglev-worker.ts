@@ -1,13 +1,14 @@
 import { parentPort } from 'node:worker_threads';
-import { type MaglevJob, maglev } from './maglev.js';
+import { maglev, type Task } from './maglev.js';
 
-parentPort?.on('message', ({ id, jobs }: { id: number; jobs: readonly MaglevJob[] }) => {
+parentPort?.on('message', ({ id, jobs, memory, at }: Task) => {
 	try {
-		const tables = jobs.map((j) => maglev(j.size, j.members));
-		parentPort?.postMessage(
-			{ id, tables },
-			tables.map((t) => t.buffer as ArrayBuffer),
-		);
+		let from = at;
+		for (const { size, members } of jobs) {
+			maglev(size, members, new Uint32Array(memory, from, size));
+			from += size * 4;
+		}
+		parentPort?.postMessage({ id });
 	} catch (error) {
 		parentPort?.postMessage({ id, error: String(error) });
 	}

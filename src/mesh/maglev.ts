@@ -19,9 +19,12 @@ export interface MaglevMembers {
 
 const EMPTY = 0xffff;
 
-/** Member index of each slot. With equal weights the shares differ by at most 1. */
+let scratch = new Uint16Array(16384);
+
+/** Member index of each slot, in memory that the next call uses again. With equal weights the shares differ by at most 1. */
 function populate(size: number, m: MaglevMembers): Uint16Array {
-	const table = new Uint16Array(size).fill(EMPTY);
+	if (scratch.length < size) scratch = new Uint16Array(size);
+	const table = scratch.subarray(0, size).fill(EMPTY);
 	const n = m.ref.length;
 	if (n === 0) return table;
 	if (n >= EMPTY) throw new RangeError(`${n} members: a table holds fewer than ${EMPTY}`);
@@ -85,9 +88,9 @@ function deal(table: Uint16Array, m: MaglevMembers): void {
  * The refs of all slots; all 0 (REF_NONE) where there are no members. Where every member is down the table is as if
  * none were: the programs look for one that lives, and a wrong alarm costs nothing.
  */
-export function maglev(size: number, members: MaglevMembers): Uint32Array {
-	const slots = new Uint32Array(size);
-	if (members.ref.length === 0) return slots;
+export function maglev(size: number, members: MaglevMembers, into: Uint32Array = new Uint32Array(size)): Uint32Array {
+	const slots = into;
+	if (members.ref.length === 0) return slots.fill(0);
 	const table = populate(size, members);
 	if (members.down.includes(1)) deal(table, members);
 	for (let s = 0; s < size; s++) slots[s] = members.ref[table[s]];
@@ -106,16 +109,30 @@ export interface MaglevJob {
 
 /** Worker threads that compute tables; started at the first big request, idle ones do not keep the process alive. */
 export interface MaglevPool {
-	/** Tables in the order of the jobs, moved (not copied) from the workers. */
+	/** Tables in the order of the jobs, in memory shared with the workers. */
 	run(jobs: readonly MaglevJob[]): Promise<Uint32Array[]>;
+	/** The tables of a run are not needed any more: their memory may be used again. */
+	done(tables: readonly Uint32Array[]): void;
 	close(): Promise<void>;
 }
 
 interface Answer {
 	readonly id: number;
-	readonly tables?: Uint32Array[];
 	readonly error?: string;
 }
+
+/** What a worker is to do: write table after table from a byte of the memory on. */
+export interface Task {
+	readonly id: number;
+	readonly jobs: readonly MaglevJob[];
+	readonly memory: SharedArrayBuffer;
+	readonly at: number;
+}
+
+/** Memories that are kept for the next runs. */
+const KEPT = 4;
+/** A big sync is rare, and two idle threads are 15 MB. */
+const IDLE_MS = 2000;
 
 /**
  * @param workers threads; 0 computes in the caller's
@@ -123,16 +140,21 @@ interface Answer {
 export function createMaglevPool(workers = 2): MaglevPool {
 	let threads: Worker[] = [];
 	let next = 0;
-	const waiting = new Map<number, { resolve: (t: Uint32Array[]) => void; reject: (e: Error) => void; on: Worker }>();
+	let idle: NodeJS.Timeout | undefined;
+	const kept: SharedArrayBuffer[] = [];
+	const waiting = new Map<number, { resolve: () => void; reject: (e: Error) => void; on: Worker }>();
 	const start = () => {
 		for (let i = 0; i < workers; i++) {
-			const w = new Worker(new URL('./maglev-worker.js', import.meta.url), { execArgv: [] });
+			const w = new Worker(new URL('./maglev-worker.js', import.meta.url), {
+				execArgv: [],
+				resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 64 },
+			});
 			w.unref();
 			w.on('message', (a: Answer) => {
 				const to = waiting.get(a.id);
 				waiting.delete(a.id);
-				if (a.tables) to?.resolve(a.tables);
-				else to?.reject(new Error(a.error ?? 'maglev worker gave no answer'));
+				if (a.error === undefined) to?.resolve();
+				else to?.reject(new Error(a.error));
 			});
 			const fail = (e: Error) => {
 				for (const [id, to] of waiting)
@@ -147,35 +169,63 @@ export function createMaglevPool(workers = 2): MaglevPool {
 			threads.push(w);
 		}
 	};
-	const ask = (on: Worker, jobs: readonly MaglevJob[]) =>
-		new Promise<Uint32Array[]>((resolve, reject) => {
+	const ask = (on: Worker, jobs: readonly MaglevJob[], memory: SharedArrayBuffer, at: number) =>
+		new Promise<void>((resolve, reject) => {
 			const id = next++;
 			waiting.set(id, { resolve, reject, on });
 			on.ref();
-			on.postMessage({ id, jobs });
+			on.postMessage({ id, jobs, memory, at } satisfies Task);
 		}).finally(() => {
 			if (![...waiting.values()].some((w) => w.on === on)) on.unref();
 		});
+	const stop = async () => {
+		clearTimeout(idle);
+		const all = threads;
+		threads = [];
+		kept.length = 0;
+		await Promise.all(all.map((w) => w.terminate()));
+	};
+	const rest = () => {
+		clearTimeout(idle);
+		idle = setTimeout(() => {
+			if (waiting.size === 0) void stop();
+		}, IDLE_MS).unref();
+	};
 	return {
 		async run(jobs) {
 			if (workers === 0) return jobs.map((j) => maglev(j.size, j.members));
+			clearTimeout(idle);
 			if (threads.length === 0) start();
-			const parts: Promise<Uint32Array[]>[] = [];
+			const total = jobs.reduce((n, j) => n + j.size, 0) * 4;
+			const found = kept.findIndex((k) => k.byteLength >= total);
+			const memory = found < 0 ? new SharedArrayBuffer(total) : kept.splice(found, 1)[0];
+			const tables: Uint32Array[] = [];
+			const parts: Promise<void>[] = [];
 			const each = Math.ceil(jobs.length / threads.length);
-			for (let i = 0; i < threads.length && i * each < jobs.length; i++)
-				parts.push(ask(threads[i], jobs.slice(i * each, (i + 1) * each)));
+			let at = 0;
+			for (let i = 0; i < threads.length && i * each < jobs.length; i++) {
+				const mine = jobs.slice(i * each, (i + 1) * each);
+				parts.push(ask(threads[i], mine, memory, at));
+				for (const { size } of mine) {
+					tables.push(new Uint32Array(memory, at, size));
+					at += size * 4;
+				}
+			}
 			try {
-				return (await Promise.all(parts)).flat();
+				await Promise.all(parts);
+				return tables;
 			} catch {
 				// Slower, but true: a lost thread must not keep a table from being written.
 				return jobs.map((j) => maglev(j.size, j.members));
+			} finally {
+				if (waiting.size === 0) rest();
 			}
 		},
-		async close() {
-			const all = threads;
-			threads = [];
-			await Promise.all(all.map((w) => w.terminate()));
+		done(tables) {
+			const memory = tables[0]?.buffer;
+			if (memory instanceof SharedArrayBuffer && threads.length > 0 && kept.length < KEPT) kept.push(memory);
 		},
+		close: stop,
 	};
 }
 

@@ -88,6 +88,7 @@ interface TableState {
 const POOL_FROM_SLOTS = 1 << 20;
 /** Tables computed ahead of their being written: bounds the memory, 32 × 16384 slots are 2 MB. */
 const CHUNK = 32;
+const CHUNKS_AHEAD = 3;
 /** Rows of backends that are made before they are written. */
 const ROWS_AT_ONCE = 8192;
 /** How long what an earlier agent left behind, and this one does not know, is kept for its flows. */
@@ -505,12 +506,15 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			const jobs = chunk.map((t) => ({ size: t.spec.size, members: t.spec.members }));
 			return pool && total >= POOL_FROM_SLOTS ? pool.run(jobs) : jobs.map((j) => maglev(j.size, j.members));
 		};
-		let ahead: Promise<Uint32Array[]> | Uint32Array[] | undefined;
+		const big = pool !== undefined && total >= POOL_FROM_SLOTS;
+		/** Workers are never without a chunk to go on with. */
+		const ahead: (Promise<Uint32Array[]> | Uint32Array[])[] = [];
+		let asked = 0;
 		for (let at = 0; at < todo.length; at += CHUNK) {
 			const chunk = todo.slice(at, at + CHUNK);
-			const results = await (ahead ?? compute(chunk));
-			const after = todo.slice(at + CHUNK, at + 2 * CHUNK);
-			ahead = after.length > 0 && pool && total >= POOL_FROM_SLOTS ? compute(after) : undefined;
+			for (; asked < todo.length && ahead.length < (big ? CHUNKS_AHEAD : 1); asked += CHUNK)
+				ahead.push(compute(todo.slice(asked, asked + CHUNK)));
+			const results = await (ahead.shift() as (typeof ahead)[number]);
 			tablesComputed += chunk.length;
 			// One wait of the kernel's for the chunk, not one a table.
 			attempt('transitions of tables', () =>
@@ -536,6 +540,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 					if (attempt(`table of ${freshOf[i].service}`, () => store.tables.create([fresh[i]]), freshOf[i].service))
 						note(i);
 			}
+			pool?.done(results);
 		}
 
 		// Frontends, and who may dial them.
