@@ -48,6 +48,7 @@ export class Swarm {
 	readonly prefix = `bl${process.pid}-swarm`;
 	readonly directory = join(tmpdir(), this.prefix);
 	readonly agents = new Map<number, Started>();
+	readonly #installed = new Set<number>();
 	readonly #pass = `/sys/fs/bpf/${this.prefix}-pass`;
 	readonly #loads = new Set<ReturnType<typeof spawnProcess>>();
 
@@ -153,6 +154,11 @@ export class Swarm {
 		});
 	}
 
+	/** An agent that this did not start: it is asked like the others, and ends with its node. */
+	installed(node: number): void {
+		this.#installed.add(node);
+	}
+
 	async start(node: number, config: object = {}): Promise<void> {
 		this.launch(node, config);
 		await this.ready(node);
@@ -227,7 +233,7 @@ export class Swarm {
 			`${active} active backends of ${service} on every node`,
 			async () => {
 				last = '';
-				for (const n of this.agents.keys()) {
+				for (const n of [...this.agents.keys(), ...this.#installed]) {
 					const all = (await this.backends(n)).filter((b) => b.service === service && b.state === 'active');
 					const bad = all.find((b) => b.local && b.delivery === null);
 					if (all.length === active && bad === undefined) continue;
