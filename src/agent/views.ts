@@ -14,7 +14,7 @@ import type { Datapath } from '../loader/datapath.js';
 import { type Event, PROGRAMS, REF_INDEX_MASK, VERDICTS } from '../loader/layout.gen.js';
 import type { Entries } from '../mesh/entries.js';
 import { portKey } from '../mesh/entries.js';
-import { isProcess, type Mesh, type MeshBackend } from '../mesh/plan.js';
+import { isProcess, type Mesh, type MeshBackend, type MeshService } from '../mesh/plan.js';
 import { formatDuration } from '../mesh/sources/document.js';
 import { formatOptions } from '../mesh/sources/file.js';
 import type { FlowRow, MeshStore } from '../mesh/store.js';
@@ -25,12 +25,24 @@ import type { PeerView } from './peers.js';
 /** What local facts are read for: where it is the same, they need not be read again. */
 export function localSignature(mesh: Mesh | undefined): string {
 	if (mesh === undefined) return '';
-	const parts: string[] = [];
+	const parts: string[] = [mesh.self];
 	for (const n of mesh.nodes.values()) parts.push(`${n.name}=${n.address}`);
 	for (const s of mesh.services.values()) {
-		for (const f of s.frontends) if (!f.leaving) parts.push(`${f.key}${s.options.allow.length > 0 ? '+' : ''}`);
-		for (const b of s.backends) if (b.node === mesh.self && !b.gone) parts.push(`${b.key} ${b.address4} ${b.address6}`);
+		// A service that did not change is the same object: its 100 backends need not be gone through again.
+		const known = signatures.get(s);
+		const own = known?.self === mesh.self ? known.text : signatureOf(s, mesh.self);
+		if (known?.text !== own) signatures.set(s, { self: mesh.self, text: own });
+		parts.push(own);
 	}
+	return parts.join();
+}
+
+const signatures = new WeakMap<MeshService, { readonly self: string; readonly text: string }>();
+
+function signatureOf(s: MeshService, self: string): string {
+	const parts: string[] = [];
+	for (const f of s.frontends) if (!f.leaving) parts.push(`${f.key}${s.options.allow.length > 0 ? '+' : ''}`);
+	for (const b of s.backends) if (b.node === self && !b.gone) parts.push(`${b.key} ${b.address4} ${b.address6}`);
 	return parts.join();
 }
 
@@ -74,7 +86,12 @@ export interface StatusInput {
 
 export function status(i: StatusInput): StatusView {
 	const { config, mesh, local } = i;
-	const all = [...(mesh?.services.values() ?? [])].flatMap((s) => s.backends);
+	let all = 0;
+	let active = 0;
+	for (const s of mesh?.services.values() ?? []) {
+		all += s.backends.length;
+		for (const b of s.backends) if (b.state === 'active') active++;
+	}
 	return {
 		version: i.version,
 		node: config.node.name,
@@ -104,8 +121,8 @@ export function status(i: StatusInput): StatusView {
 		totals: {
 			nodes: mesh?.nodes.size ?? 0,
 			services: mesh?.services.size ?? 0,
-			backends: all.length,
-			backendsActive: all.filter((b) => b.state === 'active').length,
+			backends: all,
+			backendsActive: active,
 			slotsInTransition: [...i.moving.values()].reduce((a, b) => a + b, 0),
 		},
 		digest: digestText(mesh?.digest ?? 0n),
