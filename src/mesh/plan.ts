@@ -119,6 +119,8 @@ export interface Mesh {
 	readonly digest: bigint;
 	/** When something changes by time alone, ms; undefined: never. */
 	readonly wakeAtMs?: number;
+	/** Two keys share their 40 bits. */
+	readonly collides?: true;
 }
 
 export interface PlanInput {
@@ -541,6 +543,31 @@ function collisions(services: Iterable<MeshService>): Map<string, number> {
 	return out;
 }
 
+/** Places of the filter before the set: most of 100 000 backends are told from a few new ones by it. */
+const FILTER = 4096;
+
+/** Whether a backend that `previous`, where none collided, did not have shares its 40 bits with another. */
+function mayCollide(services: ReadonlyMap<string, MeshService>, previous: Mesh): boolean {
+	const fresh = new Set<number>();
+	const filter = new Uint8Array(FILTER);
+	for (const s of services.values()) {
+		const old = previous.services.get(s.name);
+		if (old === s) continue;
+		const had = new Set(old?.backends.map((b) => b.hash));
+		for (const { hash } of s.backends) {
+			if (had.has(hash)) continue;
+			if (fresh.has(hash) || fresh.size === FILTER) return true;
+			fresh.add(hash);
+			filter[hash & (FILTER - 1)] = 1;
+		}
+	}
+	if (fresh.size === 0) return false;
+	let found = 0;
+	for (const s of services.values())
+		for (const { hash } of s.backends) if (filter[hash & (FILTER - 1)] === 1 && fresh.has(hash)) found++;
+	return found !== fresh.size;
+}
+
 /**
  * Works out what should be. Services and backends that did not change are the same objects as in `previous`, so that
  * whoever comes after can tell by looking.
@@ -589,9 +616,11 @@ export function plan(input: PlanInput): Mesh {
 		return [services, anyNew];
 	};
 	let [services, anyNew] = work(new Map(), false);
-	if (anyNew) {
+	let collides = previous?.collides ?? false;
+	if (anyNew && (previous === undefined || collides || mayCollide(services, previous))) {
 		const macs = collisions(services.values());
-		if (macs.size > 0) [services] = work(macs, true);
+		collides = macs.size > 0;
+		if (collides) [services] = work(macs, true);
 	}
 
 	const nodes = new Map<string, MeshNode>();
@@ -623,6 +652,7 @@ export function plan(input: PlanInput): Mesh {
 		health,
 		digest,
 		...(wakeAtMs === undefined ? {} : { wakeAtMs }),
+		...(collides ? { collides } : {}),
 	};
 }
 

@@ -46,6 +46,26 @@ test('a backend is one item per node, address, target and protocol; its id is UR
 	assert.equal(names(web(m).frontends[0].members6), ['node1/process', 'node2/172.18.0.3', 'node2/fd00::4']);
 });
 
+test('two backends whose keys share their 40 bits have two MACs, whichever came first', () => {
+	// Found by trying four million addresses; they end in 60.242.206 and 31.28.51 for this service, node and port.
+	const [a, b] = ['node2 10.31.28.51', 'node2 10.60.242.206'];
+	const other = service('db', '5432:5432', ['node2 10.0.0.9']);
+	const of = (...tasks: string[]) => mesh(['node1', 'node2'], [service('web', '8080:80', tasks), other]);
+	const macs = (m: Mesh) => web(m).backends.map((x) => `${x.address4} ${x.mac}`);
+	const both = run(of(a, b));
+	assert.is(web(both).backends[0].hash, web(both).backends[1].hash);
+	assert.is(new Set(web(both).backends.map((x) => x.mac)).size, 2);
+	for (const one of [a, b]) {
+		const later = run(of(a, b), 1, run(of(one)));
+		assert.equal(macs(later), macs(both));
+		const more = run(of(a, b, 'node2 10.0.0.7'), 2, later);
+		assert.equal(
+			macs(more).filter((x) => !x.startsWith('10.0.0.7')),
+			macs(both),
+		);
+	}
+});
+
 test('every node plans the same ids, MACs and digest, in whatever order the file lists them', () => {
 	const tasks = ['node1', 'node2 172.18.0.2', 'node3 172.18.0.3'];
 	const a = run(
