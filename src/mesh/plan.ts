@@ -554,7 +554,11 @@ function mayCollide(services: ReadonlyMap<string, MeshService>, previous: Mesh):
 		const old = previous.services.get(s.name);
 		if (old === s) continue;
 		const had = new Set(old?.backends.map((b) => b.hash));
+		const mine = new Set<number>();
 		for (const { hash } of s.backends) {
+			// Its own service may hold the other one, which it did before.
+			if (mine.has(hash)) return true;
+			mine.add(hash);
 			if (had.has(hash)) continue;
 			if (fresh.has(hash) || fresh.size === FILTER) return true;
 			fresh.add(hash);
