@@ -26,8 +26,8 @@ export interface ListerEvents {
 }
 
 export interface Lister {
-	/** Something has changed: list at once. `objects`: not tasks alone. */
-	dirty(objects: boolean): void;
+	/** Something has changed: list at once. `objects`: not tasks alone. `service`, `node`: its tasks are about to change. */
+	dirty(objects: boolean, hot?: { readonly service?: string; readonly node?: string }): void;
 	/** What a node says of its own tasks, all of it; nothing is remembered of what it said before. */
 	reports(nodeId: string, reports: ReadonlyMap<string, TaskReport>): void;
 	close(): void;
@@ -40,12 +40,17 @@ const HOT_TICK_MS = 250;
 const HOT_MS = 5000;
 /** Nodes, services and networks have events; this is for those that were missed. */
 const OBJECTS_MS = 10_000;
-/** 5 % of a core. */
-const COST_FACTOR = 20;
+/** Below 5 % of a core, with what each list sets off. */
+const COST_FACTOR = 25;
 const MAX_TICK_MS = 30_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000];
 /** What is over is shown as down for so long, so that nobody waits for its flows. */
 const OVER_MS = 3000;
+/** A service or a node whose tasks change is looked at alone, where looking at all costs more than this, ms. */
+const CHEAP_MS = 50;
+/** How long after its last event. */
+const ALONE_MS = 60_000;
+const ALONE_TICK_MS = 500;
 /** Ids in one query. */
 const CHUNK = 40;
 
@@ -56,8 +61,13 @@ function array<T>(x: unknown): T[] {
 	return Array.isArray(x) ? (x as T[]) : [];
 }
 
+interface Scope {
+	readonly service: ReadonlySet<string>;
+	readonly node: ReadonlySet<string>;
+}
+
 export interface ListerDeps {
-	readonly engine: Pick<Engine, 'get'>;
+	readonly engine: Pick<Engine, 'get' | 'each'>;
 	/** ms, monotonic. */
 	readonly now?: () => number;
 	/** ms of processor time that this process has used. */
@@ -92,6 +102,10 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 	let lastEnd = Number.NEGATIVE_INFINITY;
 	/** Of one list, ms of processor time. */
 	let cost = 5;
+	let fullCost = 0;
+	let fullAt = Number.NEGATIVE_INFINITY;
+	/** `service ID` or `node ID`, and till when its tasks are looked at alone. */
+	const alone = new Map<string, number>();
 	let timer: NodeJS.Timeout | undefined;
 
 	function map(): void {
@@ -106,11 +120,33 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		);
 	}
 
-	async function listTasks(): Promise<Map<string, TaskFact>> {
-		const facts = (raw: unknown) => array<RawTask>(raw).flatMap((t) => taskFact(t) ?? []);
-		// The first list is whole, so that what drains already is known; later ones spare the history of each slot.
-		const listed = facts(await engine.get(complete ? query('/tasks', { 'desired-state': ['running'] }) : '/tasks'));
+	async function facts(path: string): Promise<TaskFact[]> {
+		const out: TaskFact[] = [];
+		await engine.each(path, (raw) => {
+			const t = taskFact(raw as RawTask);
+			if (t !== undefined) out.push(t);
+		});
+		return out;
+	}
+
+	/** @param scope some services' or some nodes' tasks; undefined: all */
+	async function listTasks(scope: Scope | undefined): Promise<Map<string, TaskFact>> {
 		const next = new Map<string, TaskFact>();
+		const listed: TaskFact[] = [];
+		if (scope === undefined) {
+			// The first list is whole, so that what drains already is known; later ones spare the history of each slot.
+			listed.push(...(await facts(complete ? query('/tasks', { 'desired-state': ['running'] }) : '/tasks')));
+		} else {
+			for (const kind of ['service', 'node'] as const) {
+				const ids = [...scope[kind]];
+				for (let i = 0; i < ids.length; i += CHUNK)
+					listed.push(
+						...(await facts(query('/tasks', { 'desired-state': ['running'], [kind]: ids.slice(i, i + CHUNK) }))),
+					);
+			}
+			// What is not looked at stays as it was.
+			for (const t of tasks.values()) if (!scope.service.has(t.service) && !scope.node.has(t.node)) next.set(t.id, t);
+		}
 		for (const t of listed) {
 			const was = tasks.get(t.id);
 			const served = was?.served === true || was?.state === 'running';
@@ -121,7 +157,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		for (let i = 0; i < ask.length; i += CHUNK) {
 			const part = ask.slice(i, i + CHUNK);
 			const found = new Map(
-				facts(await engine.get(query('/tasks', { id: part.map((t) => t.id) }))).map((t) => [t.id, t]),
+				(await facts(query('/tasks', { id: part.map((t) => t.id) }))).map((t) => [t.id, t] as const),
 			);
 			// One that Swarm has forgotten is as over as one that it calls so.
 			for (const t of part) next.set(t.id, { ...(found.get(t.id) ?? { ...t, state: 'remove' }), served: true });
@@ -152,18 +188,23 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		const began = now();
 		const whole = wantsObjects || began - objectsAt >= OBJECTS_MS;
 		if (whole) wantsObjects = false;
+		const scope = scopeAt(began);
+		if (scope === undefined) fullAt = began;
 		try {
 			// Tasks last: a task whose service is not known yet would be lost until the next list.
 			const objects = whole
 				? await Promise.all([engine.get('/nodes'), engine.get('/services'), engine.get('/networks')])
 				: undefined;
-			const nextTasks = await listTasks();
+			const nextTasks = await listTasks(scope);
 			if (closed) return;
 			if (objects !== undefined) {
 				nodes = array<RawNode>(objects[0]);
 				services = array<RawService>(objects[1]);
 				networks = array<RawNetwork>(objects[2]);
 				objectsAt = began;
+				for (const x of services)
+					if (x.ID !== undefined && /^(updating|rollback_started)$/.test(x.UpdateStatus?.State ?? ''))
+						warm('service', x.ID);
 			}
 			tasks = nextTasks;
 			complete = true;
@@ -187,6 +228,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 			lastEnd = now();
 			// What else ran meanwhile counts too: too careful rather than too busy.
 			cost = Math.max(1, cpuMs() - cpu);
+			if (scope === undefined) fullCost = cost;
 			if (!closed) schedule();
 		}
 	}
@@ -197,8 +239,29 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 			return;
 		}
 		const hot = now() < hotUntil;
-		const tick = Math.max(hot ? HOT_TICK_MS : TICK_MS, cost * (hot ? COST_FACTOR / 4 : COST_FACTOR));
-		arm(again ? Math.min(tick, Math.max(0, cost * 4)) : Math.min(MAX_TICK_MS, tick));
+		let tick = Math.max(hot ? HOT_TICK_MS : TICK_MS, cost * (hot ? COST_FACTOR / 5 : COST_FACTOR));
+		if (fullCost > CHEAP_MS) {
+			tick = fullAt + fullTick() - now();
+			if (services.length > 0 && alone.size > 0)
+				tick = Math.min(tick, Math.max(ALONE_TICK_MS, cost * (COST_FACTOR / 2)));
+		}
+		tick = Math.max(0, Math.min(MAX_TICK_MS, tick));
+		arm(again ? Math.min(tick, cost * 4) : tick);
+	}
+
+	const fullTick = (): number => Math.min(MAX_TICK_MS, Math.max(TICK_MS, fullCost * COST_FACTOR));
+
+	/** Whose tasks alone are looked at now; undefined: all. */
+	function scopeAt(at: number): Scope | undefined {
+		for (const [key, until] of alone) if (until <= at) alone.delete(key);
+		if (!complete || fullCost <= CHEAP_MS || at - fullAt >= fullTick()) return undefined;
+		const of = (kind: string) =>
+			new Set([...alone.keys()].filter((k) => k.startsWith(kind)).map((k) => k.slice(kind.length + 1)));
+		return { service: of('service'), node: of('node') };
+	}
+
+	function warm(kind: 'service' | 'node', id: string): void {
+		alone.set(`${kind} ${id}`, now() + ALONE_MS);
 	}
 
 	function arm(inMs: number): void {
@@ -208,8 +271,10 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 
 	void list();
 	return {
-		dirty(objects) {
+		dirty(objects, hot) {
 			if (closed) return;
+			if (hot?.service !== undefined) warm('service', hot.service);
+			if (hot?.node !== undefined) warm('node', hot.node);
 			wantsObjects ||= objects;
 			hotUntil = now() + HOT_MS;
 			if (running) {

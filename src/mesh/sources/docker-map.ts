@@ -25,6 +25,7 @@ export interface RawService {
 	readonly ID?: string;
 	readonly Spec?: { readonly Name?: string; readonly Labels?: Readonly<Record<string, string>> | null };
 	readonly Endpoint?: { readonly Ports?: readonly RawPort[] | null };
+	readonly UpdateStatus?: { readonly State?: string };
 }
 
 export interface RawTask {

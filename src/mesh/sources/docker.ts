@@ -117,7 +117,7 @@ export function openDockerSource(
 		},
 		onReport(nodeId, reports, look) {
 			lister?.reports(nodeId, reports);
-			if (look) lister?.dirty(false);
+			if (look) lister?.dirty(false, { node: nodeId });
 		},
 	});
 	const own: Own = createOwn(
@@ -127,7 +127,7 @@ export function openDockerSource(
 				if (closed) return;
 				if (info !== undefined) lister?.reports(info.nodeId, own.reports);
 				feed.report(own.reports, look);
-				if (look) lister?.dirty(false);
+				if (look) lister?.dirty(false, info === undefined ? {} : { node: info.nodeId });
 				compose();
 			},
 			onError: fail,
@@ -250,7 +250,7 @@ export function openDockerSource(
 			onEvent(e) {
 				own.event(e);
 				if (OBJECTS.has(e.type) && e.attributes.container === undefined) {
-					lister?.dirty(true);
+					lister?.dirty(true, e.type === 'service' ? { service: e.id } : e.type === 'node' ? { node: e.id } : {});
 					// Promoted or demoted, perhaps.
 					if (e.type === 'node' && performance.now() - infoAt > 1000) askInfo();
 				}

@@ -89,6 +89,11 @@ export interface Engine {
 	/** @param path without version, with query. @throws EngineError */
 	get(path: string): Promise<unknown>;
 	/**
+	 * The same for an answer that is a list: item by item as it arrives, so that a list of 20 000 tasks is never in memory as a
+	 * whole. Nothing counts that was handed over before it fails. @throws EngineError
+	 */
+	each(path: string, onItem: (item: unknown) => void): Promise<void>;
+	/**
 	 * Follows events until closed. `onEnd` is called once, when the stream is lost: what happened meanwhile is not told later.
 	 * `onOpen`: from here on events are seen, so what is listed after it misses none.
 	 */
@@ -146,6 +151,58 @@ function toEvent(line: string): EngineEvent | undefined {
 	};
 }
 
+const [OPEN_LIST, CLOSE_LIST, OPEN, CLOSE, QUOTE, BACKSLASH] = [0x5b, 0x5d, 0x7b, 0x7d, 0x22, 0x5c];
+
+/**
+ * Cuts a JSON list of objects into its items, byte by byte: structure is ASCII, and no byte of a longer UTF-8 sequence is.
+ * `null` is an empty list, as Go writes one.
+ */
+export function createItems(onItem: (item: unknown) => void): { write(chunk: Uint8Array): void; end(): void } {
+	let depth = 0;
+	let inString = false;
+	let escaped = false;
+	let opened = false;
+	let whole = false;
+	let head = '';
+	let kept: Buffer[] = [];
+	return {
+		write(chunk) {
+			const bytes = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
+			let from = depth > 1 ? 0 : -1;
+			for (let i = 0; i < bytes.length; i++) {
+				const c = bytes[i];
+				if (inString) {
+					if (escaped) escaped = false;
+					else if (c === BACKSLASH) escaped = true;
+					else if (c === QUOTE) inString = false;
+					continue;
+				}
+				if (c === QUOTE) inString = true;
+				else if (c === OPEN || c === OPEN_LIST) {
+					if (depth === 0) {
+						if (c !== OPEN_LIST || opened) throw new Error('no list');
+						opened = true;
+					} else if (depth === 1) from = i;
+					depth++;
+				} else if (c === CLOSE || c === CLOSE_LIST) {
+					depth--;
+					if (depth === 1) {
+						kept.push(bytes.subarray(from, i + 1));
+						onItem(JSON.parse((kept.length === 1 ? kept[0] : Buffer.concat(kept)).toString('utf8')));
+						kept = [];
+						from = -1;
+					} else if (depth === 0) whole = true;
+				} else if (!opened && head.length < 8) head += String.fromCharCode(c);
+			}
+			// The chunk's memory is the socket's again after this.
+			if (from !== -1) kept.push(Buffer.from(bytes.subarray(from)));
+		},
+		end() {
+			if (!whole && head.trim() !== 'null') throw new Error('the list is not whole');
+		},
+	};
+}
+
 /** Opens no connection by itself; each request does, so an engine that restarts is met again by the next one. */
 export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 	const open = new Set<ClientRequest>();
@@ -186,25 +243,29 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 		return { request, answer };
 	}
 
-	async function getRaw(path: string): Promise<unknown> {
+	async function getRaw(path: string, onItem?: (item: unknown) => void): Promise<unknown> {
 		if (closed) throw new EngineError('the engine client is closed', undefined);
 		const { request, answer } = ask(path, answerMs);
 		const message = await answer;
 		const timer = setTimeout(() => request.destroy(new Error(`silent for ${answerMs / 1000} s`)), answerMs);
 		const parts: Buffer[] = [];
 		let size = 0;
+		const items = onItem !== undefined && message.statusCode === 200 ? createItems(onItem) : undefined;
 		try {
 			for await (const part of message) {
 				size += (part as Buffer).length;
 				if (size > MAX_ANSWER_BYTES) throw new Error(`more than ${MAX_ANSWER_BYTES >> 20} MB`);
-				parts.push(part as Buffer);
+				if (items === undefined) parts.push(part as Buffer);
+				else items.write(part as Buffer);
 			}
+			items?.end();
 		} catch (e) {
 			request.destroy();
 			throw new EngineError(`GET ${path} of ${host.place} broke off: ${(e as Error).message}`, undefined, e);
 		} finally {
 			clearTimeout(timer);
 		}
+		if (items !== undefined) return undefined;
 		const text = Buffer.concat(parts).toString('utf8');
 		const status = message.statusCode ?? 0;
 		let body: unknown;
@@ -231,17 +292,20 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 		}
 	}
 
+	async function again<T>(ask: () => Promise<T>): Promise<T> {
+		try {
+			return await ask();
+		} catch (e) {
+			// It may come back as another version.
+			if (e instanceof EngineError && (e.status === undefined || e.status === 400)) version = undefined;
+			throw e;
+		}
+	}
+
 	return {
 		place: host.place,
-		async get(path) {
-			try {
-				return await getRaw(await versioned(path));
-			} catch (e) {
-				// It may come back as another version.
-				if (e instanceof EngineError && (e.status === undefined || e.status === 400)) version = undefined;
-				throw e;
-			}
-		},
+		get: (path) => again(async () => getRaw(await versioned(path))),
+		each: (path, onItem) => again(async () => void (await getRaw(await versioned(path), onItem))),
 		events(types, on) {
 			let request: ClientRequest | undefined;
 			let ended = false;
