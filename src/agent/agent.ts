@@ -6,6 +6,7 @@ import { randomInt } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
+import { shareHeap, trimHeap } from 'libbpf-ts';
 import type { Logger } from 'pino';
 import { type Config, updateConfig } from '../config.js';
 import { BeelineError, codeOf, sentence } from '../errors.js';
@@ -79,7 +80,8 @@ function collectGarbage(): void {
 	setFlagsFromString('--expose-gc');
 	const gc: unknown = runInNewContext('gc');
 	setFlagsFromString('--no-expose-gc');
-	if (typeof gc === 'function') gc();
+	if (typeof gc === 'function') gc({ type: 'major', execution: 'sync', flavor: 'last-resort' });
+	trimHeap();
 }
 /** Rows from which on a run leaves that much. */
 const LARGE_RUN_ROWS = 10_000;
@@ -135,6 +137,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 	const runDir = deps.runDir ?? RUN_DIR;
 	const stateFile = statePath(config.pinRoot, runDir);
 	const since = new Date();
+	shareHeap();
 
 	// What is wrong with the configuration is said before anything is compiled or loaded.
 	let onChange: (m: Membership) => void = () => undefined;
@@ -616,7 +619,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					);
 				}
 			}
-			if (changes > LARGE_RUN_ROWS) setTimeout(collectGarbage, COLLECT_AFTER_MS).unref();
+			if (changes > LARGE_RUN_ROWS || number === 1) setTimeout(collectGarbage, COLLECT_AFTER_MS).unref();
 			if (changes > 0) log.debug({ cause, ms: recent.lastMs, changes }, 'reconciled');
 			if (changes > 0 || errors.length > 0) {
 				emit({ type: 'reconcile', at: recent.lastAt, cause, ms: recent.lastMs, changes, error: recent.lastError });
@@ -707,7 +710,16 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					attached,
 					differing: peers.differing(),
 					moving: now === undefined || closed ? new Map() : movingBy(),
-					warnings: [...source.problems(), ...warnings.values(), ...(local?.warnings ?? []), ...attachErrors.values()],
+					warnings: [
+						...source.problems(),
+						...[...peers.downNodes].map(
+							(n) =>
+								`${n} does not answer probes (no agent there, or cut off): its backends are not chosen while there are others`,
+						),
+						...warnings.values(),
+						...(local?.warnings ?? []),
+						...attachErrors.values(),
+					],
 				}),
 			nodes: () => views.nodes(mesh, local, peers.views()),
 			services: () => views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy()),

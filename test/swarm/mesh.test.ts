@@ -5,6 +5,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
+import { beeline } from '../support/beeline.js';
 import type { LoadReport } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
@@ -134,6 +135,77 @@ scenario(
 			assert.ok(Object.keys(r.backends).length >= 8, `old and new tasks answered: ${JSON.stringify(r.backends)}`);
 		});
 
+		test('so does one that starts the new tasks first', async ({ swarm }) => {
+			const r = await during(swarm, 500, 2000, async () => {
+				swarm.docker(
+					1,
+					'service',
+					'update',
+					'-d',
+					'--force',
+					'--update-order',
+					'start-first',
+					'--update-parallelism',
+					'4',
+					'web',
+				);
+				await waitFor(
+					'the update to be completed',
+					() => swarm.docker(1, 'service', 'inspect', 'web', '--format', '{{.UpdateStatus.State}}') === 'completed',
+					60_000,
+					300,
+				);
+				await swarm.serving('web', 8);
+			});
+			lossless(r, 'rolling update, start-first');
+		});
+
+		test('a task is in once its health check succeeds, within 1.2 s and everywhere', async ({ swarm }) => {
+			const health = ['--health-cmd', 'test -e /tmp/ok', '--health-interval', '300ms', '--health-start-period', '60s'];
+			const create = [
+				'service',
+				'create',
+				'-d',
+				'--no-resolve-image',
+				'--name',
+				'sick',
+				'--constraint',
+				'node.hostname==node2',
+			];
+			swarm.docker(1, ...create, '--publish', '8099:80', '--stop-grace-period', '1s', ...health, 'beeline-test:latest');
+			const container = await waitFor(
+				'its container',
+				() => swarm.docker(2, 'ps', '-q', '--filter', 'label=com.docker.swarm.service.name=sick'),
+				30_000,
+			);
+			await sleep(1000);
+			assert.equal(
+				(await swarm.backends(1)).filter((b) => b.service === 'sick'),
+				[],
+			);
+			swarm.docker(2, 'exec', container, 'touch', '/tmp/ok');
+			await waitFor(
+				'it to be healthy',
+				() => swarm.docker(2, 'inspect', '--format', '{{.State.Health.Status}}', container) === 'healthy',
+				5000,
+				5,
+			);
+			const healthyAt = performance.now();
+			await waitFor(
+				'it to be known to all',
+				async () => {
+					const views = await Promise.all([1, 2, 3].map((n) => swarm.backends(n)));
+					return views.every((v) => v.some((b) => b.service === 'sick' && b.state === 'active'));
+				},
+				10_000,
+				10,
+			);
+			const ms = performance.now() - healthyAt;
+			assert.ok(ms < 1200, `${ms.toFixed(0)} ms`);
+			lossless(await swarm.load(['-n', 30, '-c', 5, '-t', 3000, ...swarm.targets(8099)]), 'healthy');
+			swarm.docker(1, 'service', 'rm', 'sick');
+		});
+
 		test('a killed container gets nothing from 200 ms on', async ({ swarm }) => {
 			const victim = swarm.docker(2, 'ps', '-q', '--filter', 'label=com.docker.swarm.service.name=web').split('\n')[0];
 			assert.ok(victim, 'node2 has a task');
@@ -244,6 +316,24 @@ scenario(
 			await swarm.start(1);
 			swarm.docker(1, 'service', 'scale', '-d', 'web=6');
 			await swarm.serving('web', 12);
+		});
+
+		test('a node without an agent is known as such, and its tasks are not chosen', async ({ swarm }) => {
+			await swarm.stopAgent(3);
+			swarm.exec(3, [beeline, 'detach', '--now']);
+			await waitFor(
+				'node1 to see it',
+				async () => (await swarm.nodeViews(1)).find((n) => n.name === 'node3')?.reachable === false,
+			);
+			const { warnings } = await swarm.status(1);
+			assert.ok(
+				warnings.some((w) => w.startsWith('node3 does not answer probes')),
+				warnings.join('; '),
+			);
+			lossless(await swarm.load(['-n', 100, '-c', 5, '-t', 3000, ...swarm.targets(8080, [1, 2])]), 'without node3');
+			await swarm.start(3);
+			await waitFor('node3 to be back', async () => (await swarm.nodeViews(1)).every((n) => n.reachable !== false));
+			lossless(await swarm.load(['-n', 100, '-c', 5, '-t', 3000, ...swarm.targets(8080)]), 'with node3');
 		});
 
 		test('a service that is removed leaves nothing', async ({ swarm }) => {

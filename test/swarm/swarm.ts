@@ -237,7 +237,9 @@ export class Swarm {
 					const all = (await this.backends(n)).filter((b) => b.service === service && b.state === 'active');
 					const bad = all.find((b) => b.local && b.delivery === null);
 					if (all.length === active && bad === undefined) continue;
-					last = `node${n}: ${JSON.stringify(await this.backends(n))}`;
+					const { reconcile, membership, warnings } = await this.status(n);
+					const shown = all.map((b) => `${b.node} ${b.protocol} ${b.delivery}`);
+					last = `node${n}: ${JSON.stringify({ shown, reconcile, membership, warnings })}`;
 					return false;
 				}
 				return true;
