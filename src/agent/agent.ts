@@ -80,7 +80,7 @@ function collectGarbage(): void {
 	setFlagsFromString('--expose-gc');
 	const gc: unknown = runInNewContext('gc');
 	setFlagsFromString('--no-expose-gc');
-	if (typeof gc === 'function') gc({ type: 'major', execution: 'sync', flavor: 'last-resort' });
+	if (typeof gc === 'function') gc();
 	trimHeap();
 }
 /** Rows from which on a run leaves that much. */

@@ -58,6 +58,8 @@ export interface Native {
 	get(path: string): number;
 	testRun(fd: number, opts: Mem): number;
 	enableStats(kind: number): number;
+	mallopt(option: number, value: number): number;
+	mallocTrim(pad: number): number;
 	possibleCpus(): number;
 	tcHookCreate(hook: Mem): number;
 	tcAttach(hook: Mem, opts: Mem): number;
@@ -117,6 +119,8 @@ function load(): Native {
 	const c = <K extends keyof Native>(_: K, signature: string): Native[K] => f<Native[K]>(libc, signature);
 	const loadObject = bpf.func('int bpf_object__load(void *o)');
 	const n: Native = {
+		mallopt: c('mallopt', 'int mallopt(int option, int value)'),
+		mallocTrim: c('mallocTrim', 'int malloc_trim(size_t pad)'),
 		version: b('version', 'const char *libbpf_version_string()'),
 		openMem: b('openMem', 'void *bpf_object__open_mem(void *buf, size_t n, void *opts)'),
 		load: loadObject as unknown as Native['load'],

@@ -43,4 +43,4 @@ export {
 } from './program.js';
 export { type Attached, type HookState, queryCgroup, queryTcx } from './query.js';
 export { RingBuffer } from './ring.js';
-export { netnsCookie, type ProgramInfo, possibleCpus } from './sys.js';
+export { netnsCookie, type ProgramInfo, possibleCpus, shareHeap, trimHeap } from './sys.js';

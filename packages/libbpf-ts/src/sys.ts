@@ -217,3 +217,19 @@ export const nsPath = (netns: string): string => {
 		throw new BpfError(`open network namespace ${netns}`, 2, `${path} does not exist: ip netns list`);
 	return path;
 };
+
+/** glibc's M_ARENA_MAX. */
+const ARENA_MAX = -8;
+
+/**
+ * Keeps glibc from giving each thread a heap of its own, which it never gives back: libuv and V8 have about ten threads. For
+ * processes that live long and seldom allocate from several threads at once. Threads that have a heap keep it.
+ */
+export function shareHeap(): void {
+	native().mallopt(ARENA_MAX, 1);
+}
+
+/** Gives free pages of glibc's heaps back to the system (malloc_trim). Takes milliseconds. */
+export function trimHeap(): void {
+	native().mallocTrim(0);
+}
