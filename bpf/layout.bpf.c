@@ -10,6 +10,8 @@ const volatile enum backend_state backend_state;
 const volatile enum delivery delivery;
 const volatile enum return_path return_path;
 const volatile enum node_flag node_flag;
+const volatile enum network_flag network_flag;
+const volatile enum overlay_flag overlay_flag;
 const volatile enum revnat_state revnat_state;
 const volatile enum program program;
 const volatile enum verdict verdict;

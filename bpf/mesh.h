@@ -22,6 +22,9 @@
 #define MAX_UPLINKS		1024	/* index: ifindex & 1023 */
 #define MAX_OWN_ADDRESSES	8
 #define MAX_TABLE_SLOTS		131072
+#define MAX_NETWORKS		4096
+#define MAX_OVERLAY_ENDPOINTS	262144
+#define MAX_OVERLAY_PORTS	4096
 
 /*
  * A backend reference names one incarnation of a backend:
@@ -191,6 +194,48 @@ struct node {
 	__u16 flags;		/* enum node_flag */
 };
 
+enum network_flag {
+	NETWORK_ENCRYPTED = 1 << 0,	/* no plain packet of it is sent or accepted */
+};
+
+/* `networks`: an overlay network, by its VNI in host order. */
+struct network {
+	__u32 flags;	/* enum network_flag */
+};
+
+struct overlay_key {
+	__u32 vni;
+	struct in6_addr addr;
+};
+
+enum overlay_flag {
+	OVERLAY_VIP = 1 << 0,	/* a service's address: connections are turned at connect time, pings are answered */
+};
+
+/* `overlay_endpoints`: where an address of a network is. */
+struct overlay_endpoint {
+	__u32 node;	/* index in `nodes` */
+	__u32 ifindex;	/* on this node: host end of its veth; 0: on another */
+	__u8 mac[6];
+	__u16 flags;	/* enum overlay_flag */
+};
+
+/* `overlay_slices`: which node owns the part of a subnet; asked where the address itself is not known. */
+struct overlay_slice_key {
+	__u32 prefixlen;	/* 32 + bits of the prefix, IPv4 as ::ffff:0:0/96 */
+	__u32 vni;
+	struct in6_addr addr;
+};
+
+/* `overlay_ports`: what an endpoint of this node may send as, by the ifindex of its veth's host end. */
+struct overlay_port {
+	struct in6_addr addr4;	/* IPv4-mapped; :: where it has none */
+	struct in6_addr addr6;
+	__u32 vni;
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
 /* A flow as the client sent it. */
 struct flow_key {
 	struct in6_addr client;
@@ -298,7 +343,8 @@ enum program {
 	PROGRAM_UPLINK_TC_EGRESS = 2,
 	PROGRAM_ENDPOINT_TC = 3,
 	PROGRAM_SOCKET = 4,
-	PROGRAM_COUNT = 5,
+	PROGRAM_OVERLAY_TC = 5,
+	PROGRAM_COUNT = 6,
 };
 
 /*
@@ -320,11 +366,13 @@ enum verdict {
 	ENCAP_NODE,		/* to the backend's node */
 	ENCAP_FRAGMENTS,	/* too big for its node: uplink_tc fragments and encapsulates it */
 	ENCAP_REBALANCED,	/* a SYN for a backend that is down: to another node, once */
+	ENCAP_OVERLAY,		/* to the node of an overlay network's endpoint */
 	DELIVER_ENDPOINT,	/* into an endpoint */
 	DELIVER_LOCAL_PROCESS,	/* to a process on the node */
 	DELIVER_ICMP,		/* an ICMP error, to the backend that owns the flow */
 	DELIVER_FRAGMENT,	/* a later fragment */
 	DELIVER_SOCKET,		/* a node's process got a backend at connect time */
+	DELIVER_OVERLAY,	/* into an endpoint of an overlay network */
 	RETURN_CLIENT_DSR,	/* straight to the client */
 	RETURN_CLIENT_LOCAL,	/* the flow entered on this node: straight to the client */
 	RETURN_ENCAP,		/* by tunnel to the ingress node */
@@ -332,6 +380,8 @@ enum verdict {
 	RETURN_TOO_BIG,		/* ICMP fragmentation needed / packet too big, to the sender */
 	RETURN_PROBE,		/* a probe, answered */
 	RETURN_FRAGMENTED,	/* fragmented before encapsulation */
+	RETURN_NEIGHBOUR,	/* ARP or a neighbour solicitation of an overlay endpoint, answered */
+	RETURN_ECHO,		/* a ping of a service's VIP, answered */
 	DROP_MALFORMED,		/* truncated or inconsistent headers in a packet meant for us */
 	DROP_UNKNOWN_VTEP,	/* VXLAN of our VNI from an address that is no node's */
 	DROP_UNKNOWN_BACKEND,	/* the inner MAC names no live backend of ours */
@@ -342,6 +392,10 @@ enum verdict {
 	DROP_NO_NEXT_HOP,	/* the backend's node has no resolved next hop */
 	DROP_NO_PORT,		/* the client's port and all its stand-ins are taken */
 	DROP_FRAGMENT,		/* a later fragment whose first was not seen */
+	DROP_SPOOFED,		/* an overlay endpoint's packet with a source that is not its own */
+	DROP_NO_ENDPOINT,	/* no endpoint of the overlay network has the address */
+	DROP_FLOOD,		/* broadcast, multicast, and what is not IP: overlay networks carry none */
+	DROP_PLAIN,		/* an unencrypted packet of an encrypted network */
 	DROP_HELPER,		/* a kernel helper refused: no headroom, no memory */
 	VERDICT_COUNT,
 };
@@ -375,6 +429,10 @@ _Static_assert(sizeof(struct node) == 24, "node");
 _Static_assert(sizeof(struct uplink) == 16, "uplink");
 _Static_assert(sizeof(struct local_backend) == 52, "local_backend");
 _Static_assert(sizeof(struct transition) == 24, "transition");
+_Static_assert(sizeof(struct overlay_key) == 20, "overlay_key has padding");
+_Static_assert(sizeof(struct overlay_endpoint) == 16, "overlay_endpoint");
+_Static_assert(sizeof(struct overlay_slice_key) == 24, "overlay_slice_key has padding");
+_Static_assert(sizeof(struct overlay_port) == 44, "overlay_port");
 _Static_assert(VERDICT_COUNT <= 64, "verdicts fit their counter row");
 #endif
 

@@ -17,7 +17,7 @@
 #include "mesh.h"
 
 #define INLINE static __always_inline
-#define NOINLINE static __attribute__((noinline))
+#define NOINLINE static __attribute__((noinline, unused))
 /* Verified once, by itself, and not again for each caller: its pointers may be NULL for all that the verifier knows. */
 #define GLOBAL __attribute__((noinline))
 #define likely(x) __builtin_expect(!!(x), 1)

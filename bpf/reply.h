@@ -207,11 +207,4 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 	return cut ? RETURN_FRAGMENTED : RETURN_ENCAP;
 }
 
-INLINE int finish_skb(struct __sk_buff *skb, enum program program, const struct packet *p, int verdict)
-{
-	if (count_verdict(program, verdict, p))
-		trace(program, verdict, p, skb->ifindex);
-	return passes(verdict) ? TC_CONTINUE : drops(verdict) ? TC_ACT_SHOT : p->action;
-}
-
 #endif

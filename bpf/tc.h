@@ -189,31 +189,41 @@ GLOBAL int to_client(struct __sk_buff *skb, const struct packet *p)
 	return TC_ACT_SHOT;
 }
 
-/* Outer headers around an skb; the inner frame gets `to` and this node's VTEP as addresses. */
-GLOBAL int encap_skb(struct __sk_buff *skb, const struct node *n, const struct mac_key *to)
+/* Outer headers around an skb, whose Ethernet header becomes `inner`. `vni`: as in the VXLAN header. */
+GLOBAL int encap_frame(struct __sk_buff *skb, const struct node *n, const struct ethhdr *inner, __be32 vni)
 {
 	struct settings *s = settings_row();
 	struct outer o __attribute__((aligned(8)));
-	struct ethhdr inner;
 
-	if (!n || !to || !s)
+	if (!n || !inner || !s)
 		return -1;
 	__u32 len = skb->len, hash = bpf_get_hash_recalc(skb);
 	__u64 how = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
 		    BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_FIXED_GSO;
 
-	inner.h_proto = skb->protocol;
-	copy_mac(inner.h_dest, to->mac);
-	fill_source_mac(inner.h_source, s->vtep, 0);
 	/* Room behind the MAC header: outer IP, UDP and VXLAN headers and the inner frame's own. */
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC, how))
 		return -1;
 	fill_outer(&o, s, n, len, hash);
+	o.vxlan.vni = vni;
 	if (bpf_skb_store_bytes(skb, 0, &o, sizeof(o), BPF_F_INVALIDATE_HASH) ||
-	    bpf_skb_store_bytes(skb, sizeof(o), &inner, sizeof(inner), 0))
+	    bpf_skb_store_bytes(skb, sizeof(o), inner, sizeof(*inner), 0))
 		return -1;
 	skb->mark = s->mark + SKB_OURS;
 	return 0;
+}
+
+/* A packet of the mesh: the inner frame gets `to` and this node's VTEP as addresses. */
+INLINE int encap_skb(struct __sk_buff *skb, const struct node *n, const struct mac_key *to)
+{
+	struct ethhdr inner = { .h_proto = skb->protocol };
+	struct settings *s = settings_row();
+
+	if (!s)
+		return -1;
+	copy_mac(inner.h_dest, to->mac);
+	fill_source_mac(inner.h_source, s->vtep, 0);
+	return encap_frame(skb, n, &inner, s->vni);
 }
 
 /* Bytes of the longest IP packet that an skb will be on the wire. */
@@ -255,6 +265,15 @@ GLOBAL int turn_into_too_big(struct __sk_buff *skb, const struct packet *p, __u1
 	copy_mac(eth->h_dest, eth->h_source);
 	copy_mac(eth->h_source, mac);
 	return fill_too_big(data, end, p, mtu);
+}
+
+INLINE int finish_skb(struct __sk_buff *skb, enum program program, const struct packet *p, int verdict)
+{
+	/* Or clang keeps a pointer to a field of the context, which the verifier does not let be read. */
+	asm volatile("" : "+r"(skb));
+	if (count_verdict(program, verdict, p))
+		trace(program, verdict, p, skb->ifindex);
+	return passes(verdict) ? TC_CONTINUE : drops(verdict) ? TC_ACT_SHOT : p->action;
 }
 
 #endif

@@ -4,7 +4,7 @@
  */
 #include "revnat.h"
 #include "frontend.h"
-#include "vxlan.h"
+#include "overlay.h"
 #include "rewrite.h"
 #include "icmp.h"
 #include "mark.h"
@@ -295,18 +295,28 @@ GLOBAL int may_return(const struct settings *s, const struct packet *p)
 	return find_frontend(s, port_row(p->proto, p->sport), &as_sent) != 0;
 }
 
-/* VXLAN to our VTEP. `p` describes the outer packet, afterwards the inner one. */
-INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct uplink *up,
-		     struct passage *to)
+/* The ways that lead to a node arrive where they leave. */
+INLINE bool is_wrong_way(const struct xdp_md *ctx, const struct node *n)
+{
+	return n->ifindex && n->ifindex != ctx->ingress_ifindex;
+}
+
+/*
+ * VXLAN of another VNI to our VTEP: an overlay network of ours, or the kernel's. The endpoint's MAC is written anew from
+ * its row, so the sender need not know it.
+ */
+GLOBAL int overlay(struct xdp_md *ctx, struct packet *p, const struct settings *s)
 {
 	struct outer *o = (void *)(long)ctx->data;
 	struct ethhdr *inner = (void *)(o + 1);
-	struct mac_key k = {};
-	__u8 source[6];
 
-	/* IP options in the outer header: nobody of ours sends them. */
-	if (p->l4 != ETH_HLEN + sizeof(struct iphdr) || (void *)(o + 1) > (void *)(long)ctx->data_end ||
-	    o->vxlan.vni != s->vni)
+	if (!p || !s || (void *)(inner + 1) > (void *)(long)ctx->data_end)
+		return PASS_FOREIGN_VNI;
+
+	__u32 vni = vni_of(o->vxlan.vni);
+	struct network *net = bpf_map_lookup_elem(&networks, &vni);
+
+	if (!net)
 		return PASS_FOREIGN_VNI;
 
 	__be32 vtep = o->ip.saddr;
@@ -317,7 +327,62 @@ INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings
 	__u32 sender = *from;
 	struct node *n = bpf_map_lookup_elem(&nodes, &sender);
 
-	if (!n || sender == s->self || (n->ifindex && n->ifindex != ctx->ingress_ifindex))
+	if (!n || sender == s->self || is_wrong_way(ctx, n))
+		return DROP_UNKNOWN_VTEP;
+	if (net->flags & NETWORK_ENCRYPTED)
+		return DROP_PLAIN;
+	if (o->vxlan.flags != VXLAN_FLAGS)
+		return DROP_MALFORMED;
+	if (bpf_xdp_adjust_head(ctx, ENCAP_LEN))
+		return DROP_HELPER;
+
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+
+	p->family = 0;
+	if (parse(data, end, p) == PARSED_SHORT)
+		return DROP_MALFORMED;
+	if (!p->family)
+		return DROP_FLOOD;
+
+	struct in6_addr src = p->src, dst = p->dst;
+	struct overlay_endpoint *to = overlay_endpoint_of(vni, &dst);
+
+	if (!to || !to->ifindex)
+		return is_group(p) ? DROP_FLOOD : DROP_NO_ENDPOINT;
+	if (overlay_node_of(vni, &src) != sender)
+		return DROP_SPOOFED;
+	if ((void *)(eth + 1) > end)
+		return DROP_MALFORMED;
+	copy_mac(eth->h_dest, to->mac);
+	p->action = XDP_PASS;
+	return put_mark(ctx, s->mark, MARK_PEER, to->ifindex) ? DROP_HELPER : DELIVER_OVERLAY;
+}
+
+/* VXLAN to our VTEP. `p` describes the outer packet, afterwards the inner one. */
+INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct uplink *up,
+		     struct passage *to)
+{
+	struct outer *o = (void *)(long)ctx->data;
+	struct ethhdr *inner = (void *)(o + 1);
+	struct mac_key k = {};
+	__u8 source[6];
+
+	/* IP options in the outer header: nobody of ours sends them. */
+	if (p->l4 != ETH_HLEN + sizeof(struct iphdr) || (void *)(o + 1) > (void *)(long)ctx->data_end)
+		return PASS_FOREIGN_VNI;
+	if (o->vxlan.vni != s->vni)
+		return overlay(ctx, p, s);
+
+	__be32 vtep = o->ip.saddr;
+	__u32 *from = bpf_map_lookup_elem(&vteps, &vtep);
+
+	if (!from)
+		return DROP_UNKNOWN_VTEP;
+	__u32 sender = *from;
+	struct node *n = bpf_map_lookup_elem(&nodes, &sender);
+
+	if (!n || sender == s->self || is_wrong_way(ctx, n))
 		return DROP_UNKNOWN_VTEP;
 	if (o->vxlan.flags != VXLAN_FLAGS || (void *)(inner + 1) > (void *)(long)ctx->data_end)
 		return DROP_MALFORMED;

@@ -318,6 +318,10 @@ export function entries(store: MeshStore, limit: number): EntriesView {
 	add('vteps', store.vteps.entries());
 	add('allow', store.allow.entries());
 	add('deny', store.deny.entries());
+	add('networks', store.networks.entries());
+	add('overlay_endpoints', store.overlayEndpoints.entries());
+	add('overlay_slices', store.overlaySlices.entries());
+	add('overlay_ports', store.overlayPorts.entries());
 	add('tables', tables(store));
 	return { maps };
 }

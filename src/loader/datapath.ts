@@ -15,7 +15,13 @@ import { MESH_ABI } from './layout.gen.js';
 import { type KernelStore, kernelStore } from './store.js';
 
 /** Objects of the datapath; each is `<name>.c` in bpf/ without the `.o`. */
-export const OBJECTS: readonly string[] = ['uplink_xdp.bpf.o', 'uplink_tc.bpf.o', 'endpoint_tc.bpf.o', 'socket.bpf.o'];
+export const OBJECTS: readonly string[] = [
+	'uplink_xdp.bpf.o',
+	'uplink_tc.bpf.o',
+	'endpoint_tc.bpf.o',
+	'overlay_tc.bpf.o',
+	'socket.bpf.o',
+];
 
 /** Hooks of socket.bpf.c. */
 const SOCKET_PROGRAMS: readonly string[] = [
@@ -93,6 +99,9 @@ export interface Datapath {
 	/** TC ingress on the host side of a veth. Can be repeated. @throws LoaderError ATTACH_FAILED */
 	attachEndpoint(ifindex: number): { readonly via: 'tcx' | 'clsact' };
 	detachEndpoint(ifindex: number): void;
+	/** The same for a veth that leads to an overlay endpoint. */
+	attachOverlay(ifindex: number): { readonly via: 'tcx' | 'clsact' };
+	detachOverlay(ifindex: number): void;
 	/** All hooks of `socket` on a cgroup2 directory, usually the root. @throws LoaderError ATTACH_FAILED */
 	attachSocket(cgroupPath: string): void;
 	detachSocket(): void;
@@ -174,6 +183,9 @@ function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings:
 		attachEndpoint: (ifindex) =>
 			loaded.attachTc({ slot: 'endpoint_tc', program: 'endpoint_tc', ifindex, direction: 'ingress' }),
 		detachEndpoint: (ifindex) => loaded.detach('endpoint_tc', ifindex),
+		attachOverlay: (ifindex) =>
+			loaded.attachTc({ slot: 'overlay_tc', program: 'overlay_tc', ifindex, direction: 'ingress' }),
+		detachOverlay: (ifindex) => loaded.detach('overlay_tc', ifindex),
 		attachSocket(path) {
 			// Answers before questions: a rewritten connect() whose getpeername() tells the backend would be seen.
 			for (const program of [...SOCKET_PROGRAMS].reverse())

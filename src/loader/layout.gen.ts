@@ -9,6 +9,9 @@ export const MAX_NODES = 4096;
 export const MAX_UPLINKS = 1024;
 export const MAX_OWN_ADDRESSES = 8;
 export const MAX_TABLE_SLOTS = 131072;
+export const MAX_NETWORKS = 4096;
+export const MAX_OVERLAY_ENDPOINTS = 262144;
+export const MAX_OVERLAY_PORTS = 4096;
 export const REF_INDEX_BITS = 22;
 export const REF_INDEX_MASK = 0x003fffff;
 export const REF_GENERATION_MASK = 0x3fc00000;
@@ -78,6 +81,16 @@ export const NodeFlag = {
 	NODE_DSR: 2,
 } as const;
 
+/** enum network_flag */
+export const NetworkFlag = {
+	NETWORK_ENCRYPTED: 1,
+} as const;
+
+/** enum overlay_flag */
+export const OverlayFlag = {
+	OVERLAY_VIP: 1,
+} as const;
+
 /** enum revnat_state */
 export const RevnatState = {
 	REVNAT_NEW: 0,
@@ -93,7 +106,8 @@ export const Program = {
 	PROGRAM_UPLINK_TC_EGRESS: 2,
 	PROGRAM_ENDPOINT_TC: 3,
 	PROGRAM_SOCKET: 4,
-	PROGRAM_COUNT: 5,
+	PROGRAM_OVERLAY_TC: 5,
+	PROGRAM_COUNT: 6,
 } as const;
 
 /** enum verdict */
@@ -112,30 +126,38 @@ export const Verdict = {
 	ENCAP_NODE: 11,
 	ENCAP_FRAGMENTS: 12,
 	ENCAP_REBALANCED: 13,
-	DELIVER_ENDPOINT: 14,
-	DELIVER_LOCAL_PROCESS: 15,
-	DELIVER_ICMP: 16,
-	DELIVER_FRAGMENT: 17,
-	DELIVER_SOCKET: 18,
-	RETURN_CLIENT_DSR: 19,
-	RETURN_CLIENT_LOCAL: 20,
-	RETURN_ENCAP: 21,
-	RETURN_FORWARD: 22,
-	RETURN_TOO_BIG: 23,
-	RETURN_PROBE: 24,
-	RETURN_FRAGMENTED: 25,
-	DROP_MALFORMED: 26,
-	DROP_UNKNOWN_VTEP: 27,
-	DROP_UNKNOWN_BACKEND: 28,
-	DROP_BAD_RETURN: 29,
-	DROP_NO_BACKEND: 30,
-	DROP_DENIED: 31,
-	DROP_TOO_BIG: 32,
-	DROP_NO_NEXT_HOP: 33,
-	DROP_NO_PORT: 34,
-	DROP_FRAGMENT: 35,
-	DROP_HELPER: 36,
-	VERDICT_COUNT: 37,
+	ENCAP_OVERLAY: 14,
+	DELIVER_ENDPOINT: 15,
+	DELIVER_LOCAL_PROCESS: 16,
+	DELIVER_ICMP: 17,
+	DELIVER_FRAGMENT: 18,
+	DELIVER_SOCKET: 19,
+	DELIVER_OVERLAY: 20,
+	RETURN_CLIENT_DSR: 21,
+	RETURN_CLIENT_LOCAL: 22,
+	RETURN_ENCAP: 23,
+	RETURN_FORWARD: 24,
+	RETURN_TOO_BIG: 25,
+	RETURN_PROBE: 26,
+	RETURN_FRAGMENTED: 27,
+	RETURN_NEIGHBOUR: 28,
+	RETURN_ECHO: 29,
+	DROP_MALFORMED: 30,
+	DROP_UNKNOWN_VTEP: 31,
+	DROP_UNKNOWN_BACKEND: 32,
+	DROP_BAD_RETURN: 33,
+	DROP_NO_BACKEND: 34,
+	DROP_DENIED: 35,
+	DROP_TOO_BIG: 36,
+	DROP_NO_NEXT_HOP: 37,
+	DROP_NO_PORT: 38,
+	DROP_FRAGMENT: 39,
+	DROP_SPOOFED: 40,
+	DROP_NO_ENDPOINT: 41,
+	DROP_FLOOD: 42,
+	DROP_PLAIN: 43,
+	DROP_HELPER: 44,
+	VERDICT_COUNT: 45,
 } as const;
 
 /** Names of the verdicts, by number: labels of metrics and names in the monitor. */
@@ -154,11 +176,13 @@ export const VERDICTS: readonly string[] = [
 	'encap_node',
 	'encap_fragments',
 	'encap_rebalanced',
+	'encap_overlay',
 	'deliver_endpoint',
 	'deliver_local_process',
 	'deliver_icmp',
 	'deliver_fragment',
 	'deliver_socket',
+	'deliver_overlay',
 	'return_client_dsr',
 	'return_client_local',
 	'return_encap',
@@ -166,6 +190,8 @@ export const VERDICTS: readonly string[] = [
 	'return_too_big',
 	'return_probe',
 	'return_fragmented',
+	'return_neighbour',
+	'return_echo',
 	'drop_malformed',
 	'drop_unknown_vtep',
 	'drop_unknown_backend',
@@ -176,11 +202,15 @@ export const VERDICTS: readonly string[] = [
 	'drop_no_next_hop',
 	'drop_no_port',
 	'drop_fragment',
+	'drop_spoofed',
+	'drop_no_endpoint',
+	'drop_flood',
+	'drop_plain',
 	'drop_helper',
 ];
 
 /** Names of the programs, by number. */
-export const PROGRAMS: readonly string[] = ['uplink_xdp', 'uplink_tc', 'uplink_tc_egress', 'endpoint_tc', 'socket'];
+export const PROGRAMS: readonly string[] = ['uplink_xdp', 'uplink_tc', 'uplink_tc_egress', 'endpoint_tc', 'socket', 'overlay_tc'];
 
 /** struct transition, 24 bytes */
 export interface Transition {
@@ -488,6 +518,115 @@ export const nodeCodec: Codec<Node> = {
 		smac: getMac(v, at + 14),
 		mtu: v.getUint16(at + 20, true),
 		flags: v.getUint16(at + 22, true),
+	}),
+};
+
+/** struct network, 4 bytes */
+export interface Network {
+	readonly flags: number;
+}
+
+export const networkCodec: Codec<Network> = {
+	size: 4,
+	offsets: { flags: 0 },
+	encode(row, v, at) {
+		v.setUint32(at, row.flags, true);
+	},
+	decode: (v, at) => ({
+		flags: v.getUint32(at, true),
+	}),
+};
+
+/** struct overlay_key, 20 bytes */
+export interface OverlayKey {
+	readonly vni: number;
+	readonly addr: string;
+}
+
+export const overlayKeyCodec: Codec<OverlayKey> = {
+	size: 20,
+	offsets: { vni: 0, addr: 4 },
+	encode(row, v, at) {
+		v.setUint32(at, row.vni, true);
+		putIp(row.addr, v, at + 4);
+	},
+	decode: (v, at) => ({
+		vni: v.getUint32(at, true),
+		addr: getIp(v, at + 4),
+	}),
+};
+
+/** struct overlay_endpoint, 16 bytes */
+export interface OverlayEndpoint {
+	readonly node: number;
+	readonly ifindex: number;
+	readonly mac: string;
+	readonly flags: number;
+}
+
+export const overlayEndpointCodec: Codec<OverlayEndpoint> = {
+	size: 16,
+	offsets: { node: 0, ifindex: 4, mac: 8, flags: 14 },
+	encode(row, v, at) {
+		v.setUint32(at, row.node, true);
+		v.setUint32(at + 4, row.ifindex, true);
+		putMac(row.mac, v, at + 8);
+		v.setUint16(at + 14, row.flags, true);
+	},
+	decode: (v, at) => ({
+		node: v.getUint32(at, true),
+		ifindex: v.getUint32(at + 4, true),
+		mac: getMac(v, at + 8),
+		flags: v.getUint16(at + 14, true),
+	}),
+};
+
+/** struct overlay_slice_key, 24 bytes */
+export interface OverlaySliceKey {
+	readonly prefixlen: number;
+	readonly vni: number;
+	readonly addr: string;
+}
+
+export const overlaySliceKeyCodec: Codec<OverlaySliceKey> = {
+	size: 24,
+	offsets: { prefixlen: 0, vni: 4, addr: 8 },
+	encode(row, v, at) {
+		v.setUint32(at, row.prefixlen, true);
+		v.setUint32(at + 4, row.vni, true);
+		putIp(row.addr, v, at + 8);
+	},
+	decode: (v, at) => ({
+		prefixlen: v.getUint32(at, true),
+		vni: v.getUint32(at + 4, true),
+		addr: getIp(v, at + 8),
+	}),
+};
+
+/** struct overlay_port, 44 bytes */
+export interface OverlayPort {
+	readonly addr4: string;
+	readonly addr6: string;
+	readonly vni: number;
+	readonly mac: string;
+}
+
+export const overlayPortCodec: Codec<OverlayPort> = {
+	size: 44,
+	offsets: { addr4: 0, addr6: 16, vni: 32, mac: 36, pad: 42 },
+	encode(row, v, at) {
+		putIp(row.addr4, v, at);
+		putIp(row.addr6, v, at + 16);
+		v.setUint32(at + 32, row.vni, true);
+		putMac(row.mac, v, at + 36);
+		v.setUint8(at + 42, 0);
+		v.setUint8(at + 43, 0);
+	},
+	decode: (v, at) => ({
+		addr4: getIp(v, at),
+		addr6: getIp(v, at + 16),
+		vni: v.getUint32(at + 32, true),
+		mac: getMac(v, at + 36),
 	}),
 };
 

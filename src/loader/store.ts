@@ -36,7 +36,12 @@ import {
 	MAX_UPLINKS,
 	macKeyCodec,
 	type Node,
+	networkCodec,
 	nodeCodec,
+	overlayEndpointCodec,
+	overlayKeyCodec,
+	overlayPortCodec,
+	overlaySliceKeyCodec,
 	packetsBytesCodec,
 	RevnatState,
 	revnatCodec,
@@ -130,6 +135,38 @@ export function aclKey(row: AclKeyRow): AclKey {
 	return { acl: row.acl, prefix: `${row.addr}/${four ? length - IPV4_MAPPED_BITS : length}` };
 }
 
+const overlayKey: WireCodec<string> = (() => {
+	const c = wire(overlayKeyCodec);
+	return {
+		size: c.size,
+		encode(k, into, off) {
+			const [vni, addr] = k.split(' ');
+			c.encode({ vni: Number(vni), addr }, into, off);
+		},
+		decode(b, off) {
+			const { vni, addr } = c.decode(b, off);
+			return `${vni} ${addr}`;
+		},
+	};
+})();
+
+/** The same trie key as those of `allow` and `deny`, with the VNI in the list's place. */
+const overlaySliceKey: WireCodec<string> = (() => {
+	const c = wire(overlaySliceKeyCodec);
+	return {
+		size: c.size,
+		encode(k, into, off) {
+			const [vni, prefix] = k.split(' ');
+			const { prefixlen, acl, addr } = aclRow({ acl: Number(vni), prefix });
+			c.encode({ prefixlen, vni: acl, addr }, into, off);
+		},
+		decode(b, off) {
+			const { prefixlen, vni, addr } = c.decode(b, off);
+			return `${vni} ${aclKey({ prefixlen, acl: vni, addr }).prefix}`;
+		},
+	};
+})();
+
 const acl: WireCodec<AclKey> = (() => {
 	const c = wire(aclKeyCodec);
 	return {
@@ -183,14 +220,19 @@ function hashStore<K, V>(map: TypedMap<K, V>): RowStore<K, V> {
 }
 
 /** A trie's lookup answers with the longest prefix, which is not the row that was asked for. */
-function trieStore(map: TypedMap<AclKey, number>): RowStore<AclKey, number> {
+function trieStore<K>(map: TypedMap<K, number>): RowStore<K, number> {
 	const base = hashStore(map);
+	const bytes = (key: K): Buffer => {
+		const b = Buffer.alloc(map.key.size);
+		map.key.encode(key, b, 0);
+		return b;
+	};
 	return {
 		...base,
 		get(key) {
 			if (map.get(key) === undefined) return undefined;
-			const wanted = aclKey(aclRow(key));
-			for (const [k, v] of map.entries(CHUNK)) if (k.acl === wanted.acl && k.prefix === wanted.prefix) return v;
+			const wanted = bytes(key);
+			for (const [k, v] of map.entries(CHUNK)) if (bytes(k).equals(wanted)) return v;
 			return undefined;
 		},
 	};
@@ -790,6 +832,10 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const vteps = typed('vteps', ip4, u32);
 	const allow = typed('allow', acl, u8);
 	const deny = typed('deny', acl, u8);
+	const networks = typed('networks', u32, wire(networkCodec));
+	const overlayEndpoints = typed('overlay_endpoints', overlayKey, wire(overlayEndpointCodec));
+	const overlaySlices = typed('overlay_slices', overlaySliceKey, u32);
+	const overlayPorts = typed('overlay_ports', u32, wire(overlayPortCodec));
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
 	const tables = new Tables(slots, transitions, function* () {
@@ -847,6 +893,10 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		vteps: hashStore(vteps),
 		allow: trieStore(allow),
 		deny: trieStore(deny),
+		networks: hashStore(networks),
+		overlayEndpoints: hashStore(overlayEndpoints),
+		overlaySlices: trieStore(overlaySlices),
+		overlayPorts: hashStore(overlayPorts),
 		counters(): Counters {
 			const out: Counters = { verdicts: [], frontends: new Map(), backends: new Map() };
 			sumPerCpu(verdictCounters, verdictCounters.maxEntries, (i, [packets, bytes]) => {
@@ -905,9 +955,18 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 			const tableIds = [...tables.ids()];
 			return [
 				...[uplinks, ports, frontends, backends, nodes].map((r) => of(r.map, r.count())),
-				...[ownAddresses, exactFrontends, localBackends, vteps, allow, deny].map((m) =>
-					of(m, count(m as TypedMap<unknown, unknown>, 1000)),
-				),
+				...[
+					ownAddresses,
+					exactFrontends,
+					localBackends,
+					vteps,
+					allow,
+					deny,
+					networks,
+					overlayEndpoints,
+					overlaySlices,
+					overlayPorts,
+				].map((m) => of(m, count(m as TypedMap<unknown, unknown>, 1000))),
 				...[revnatNew, revnat, ...lrus].map((m) => of(m, count(m as TypedMap<unknown, unknown>, COUNT_AGE_MS))),
 				of(slots, tableIds.length),
 				of(transitions, tables.transitions.keys.size),

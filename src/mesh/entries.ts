@@ -17,6 +17,7 @@ import {
 } from '../loader/layout.gen.js';
 import { acquireFrontend, type Ids, type Tables, tableId } from './ids.js';
 import type { MaglevMembers } from './maglev.js';
+import { type OverlayEndpointFact, type OverlayEntries, overlayEntries } from './overlay.js';
 import { isProcess, type Member, type Mesh, type MeshBackend, type MeshFrontend, type MeshService } from './plan.js';
 import { refOf } from './slots.js';
 import { isUsable } from './sources/document.js';
@@ -86,6 +87,8 @@ export interface LocalFacts {
 	readonly kernelPorts: ReadonlySet<number>;
 	/** Port keys that must not be published here, and why. */
 	readonly refusedPorts: ReadonlyMap<number, string>;
+	/** Endpoints of this node on overlay networks. */
+	readonly overlay?: readonly OverlayEndpointFact[];
 }
 
 /**
@@ -195,6 +198,7 @@ export interface Entries {
 	readonly vteps: ReadonlyMap<string, number>;
 	readonly services: ReadonlyMap<string, ServiceEntries>;
 	readonly ports: ReadonlyMap<number, number>;
+	readonly overlay: OverlayEntries;
 }
 
 /** Constant: every node of a cluster hashes alike. */
@@ -513,6 +517,8 @@ export function entries(
 		if (list.length < MAX_OWN_ADDRESSES) list.push(a);
 		else more.add(a);
 	}
+	const self = vteps.get(mesh.nodes.get(mesh.self)?.address ?? '') ?? 0;
+	const nodeIndex = new Map([...mesh.nodes.values()].map((n) => [n.name, vteps.get(n.address) as number]));
 	const settings: Settings = {
 		heartbeat_ns: 0n,
 		stale_after_ns: BigInt(options.staleAfterMs) * NS,
@@ -525,7 +531,7 @@ export function entries(
 			(more.size > 0 ? SettingsFlag.SETTINGS_MORE_ADDRESSES : 0) |
 			(options.trace ? SettingsFlag.SETTINGS_TRACE : 0) |
 			(processes ? SettingsFlag.SETTINGS_PROCESSES : 0),
-		self: vteps.get(mesh.nodes.get(mesh.self)?.address ?? '') ?? 0,
+		self,
 		hash_seed: HASH_SEED,
 		mark: facts.mark,
 		own4,
@@ -544,6 +550,7 @@ export function entries(
 		vteps,
 		services,
 		ports,
+		overlay: overlayEntries(mesh.networks, nodeIndex, self, facts.overlay ?? []),
 	};
 }
 

@@ -25,6 +25,7 @@ import type { BackendEntry, Entries, FrontendSpec, ServiceEntries, TableSpec } f
 import { codeOfMac, macOfCode } from './hash.js';
 import { FORGET_AFTER_MS, type Ids } from './ids.js';
 import { type MaglevMembers, type MaglevPool, maglev } from './maglev.js';
+import type { OverlayEntries } from './overlay.js';
 import {
 	applySlots,
 	countMoving,
@@ -206,6 +207,26 @@ class BackendRows {
 	}
 }
 
+/** One map of the overlay networks: whole rows, added in the order of the list and deleted in reverse. */
+interface OverlayRows {
+	readonly name: string;
+	// Each part has a key and a row of its own.
+	readonly rows: RowStore<never, never>;
+	readonly cache: Map<never, never>;
+	wanted(e: OverlayEntries): ReadonlyMap<never, never>;
+}
+
+function createOverlayRows(store: MeshStore): readonly OverlayRows[] {
+	const part = <K, V>(name: string, rows: RowStore<K, V>, wanted: (e: OverlayEntries) => ReadonlyMap<K, V>) =>
+		({ name, rows, cache: new Map(rows.entries()), wanted }) as unknown as OverlayRows;
+	return [
+		part('networks', store.networks, (e) => e.networks),
+		part('overlay endpoints', store.overlayEndpoints, (e) => e.endpoints),
+		part('overlay slices', store.overlaySlices, (e) => e.slices),
+		part('overlay ports', store.overlayPorts, (e) => e.ports),
+	];
+}
+
 const sameRef = (a: TableRef, b: TableRef): boolean => a.table === b.table && a.mask === b.mask;
 const exactId = (k: ExactKey): string => `${k.proto}/${k.port}/${k.addr}`;
 const aclId = (k: AclKey): string => `${k.acl}/${k.prefix}`;
@@ -234,6 +255,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		allow: new Map<string, AclKey>([...store.allow.entries()].map(([k]) => [aclId(k), k])),
 		deny: new Map<string, AclKey>([...store.deny.entries()].map(([k]) => [aclId(k), k])),
 	};
+	const overlay = createOverlayRows(store);
 	const tables = new Map<number, TableState>();
 	/** Table → when it may have come to rest, ns. */
 	const restless = new Map<number, bigint>();
@@ -373,6 +395,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		setChanged('nodes', store.nodes, cache.nodes, e.nodes);
 		setChanged('vteps', store.vteps, cache.vteps, e.vteps);
 		setChanged('uplinks', store.uplinks, cache.uplinks, e.uplinks);
+		for (const part of overlay) setChanged(part.name, part.rows, part.cache, part.wanted(e.overlay));
 		for (const vtep of e.vteps.keys()) orphans.delete(vtep);
 
 		const changed = [...e.services.entries()].filter(([name, s]) => applied.get(name) !== s);
@@ -740,6 +763,17 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 				store.backends.deleteMany(keys);
 				for (const k of keys) cache.backends.delete(k);
 			});
+			for (const part of overlay.toReversed()) {
+				const wanted = part.wanted(e.overlay);
+				drop(
+					part.name,
+					[...part.cache.keys()].filter((k) => !wanted.has(k)),
+					(keys) => {
+						part.rows.deleteMany(keys);
+						for (const k of keys) part.cache.delete(k);
+					},
+				);
+			}
 			const used = new Set<number>();
 			for (const key of orphans.keys()) {
 				const id = ids.backends.get(key);

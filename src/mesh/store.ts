@@ -1,4 +1,14 @@
-import type { Backend, Frontend, LocalBackend, Node, Settings, Uplink } from '../loader/layout.gen.js';
+import type {
+	Backend,
+	Frontend,
+	LocalBackend,
+	Network,
+	Node,
+	OverlayEndpoint,
+	OverlayPort,
+	Settings,
+	Uplink,
+} from '../loader/layout.gen.js';
 
 /**
  * The datapath's maps as reconcile() sees them. src/loader implements it on pinned maps, tests in memory; one contract
@@ -112,6 +122,14 @@ export interface MeshStore {
 	readonly vteps: RowStore<string, number>;
 	readonly allow: RowStore<AclKey, number>;
 	readonly deny: RowStore<AclKey, number>;
+	/** Key: VNI. */
+	readonly networks: RowStore<number, Network>;
+	/** Key: `5001 10.44.0.2`. */
+	readonly overlayEndpoints: RowStore<string, OverlayEndpoint>;
+	/** Key: `5001 10.44.0.0/26`; value: index of the node. */
+	readonly overlaySlices: RowStore<string, number>;
+	/** Key: ifindex of the host end. */
+	readonly overlayPorts: RowStore<number, OverlayPort>;
 	counters(): Counters;
 	/** Resets the counters of indexes that are about to be reused. */
 	clearCounters(kind: 'frontends' | 'backends', indexes: Iterable<number>): void;

@@ -62,12 +62,51 @@ export interface NodeSpec {
 	readonly drained: boolean;
 }
 
+export interface NetworkOptions {
+	/** Of the underlay; endpoints get 50 bytes less, as with Docker's driver. undefined: that of the uplink. */
+	readonly mtu?: number;
+	/** Endpoints get no way out of the network. */
+	readonly internal?: boolean;
+	readonly encrypted?: boolean;
+	/** Node → its part of the subnet, where the source has nowhere to give out single addresses. */
+	readonly slices?: Readonly<Record<string, string>>;
+}
+
+/** An endpoint that the source knows. Others have only an address of their node's slice. */
+export interface NetworkEndpoint {
+	/** The same on every node. */
+	readonly id: string;
+	readonly node: string;
+	readonly address: string;
+	readonly address6?: string;
+	/** Default: `02:42:` and the address. */
+	readonly mac?: string;
+	readonly name?: string;
+	readonly aliases: readonly string[];
+	/** The service whose task it is. */
+	readonly service?: string;
+}
+
 export interface NetworkSpec {
 	readonly name: string;
+	/** beeline: its packets are ours; overlay: Docker's driver carries them. */
+	readonly driver: 'beeline' | 'overlay';
+	/** IPv4. */
 	readonly subnet: string;
+	/** IPv6, at most /96: an endpoint's address is this prefix and, in the last 32 bits, its IPv4 address. */
+	readonly subnet6?: string;
+	/** Never given to an endpoint. Default: the subnet's first address. */
+	readonly gateway?: string;
+	/** Endpoints without a wish get addresses of this part only. */
+	readonly ipRange?: string;
+	/** Unique in the cluster. */
 	readonly vni: number;
 	readonly attachable: boolean;
-	readonly options: Readonly<Record<string, unknown>>;
+	readonly ingress?: boolean;
+	readonly labels?: Readonly<Record<string, string>>;
+	readonly options: NetworkOptions;
+	/** Those that the source knows; absent: none. */
+	readonly endpoints?: readonly NetworkEndpoint[];
 }
 
 /** What a source observed. Complete by construction: a source never hands out a partial list. */

@@ -56,6 +56,9 @@ SEC("xdp.frags") int uplink_xdp_frags(struct xdp_md *ctx) { touch(); return XDP_
 SEC("tc") int uplink_tc(struct __sk_buff *skb) { touch(); return -1; }
 SEC("tc") int uplink_tc_egress(struct __sk_buff *skb) { touch(); return -1; }
 `,
+	'overlay_tc.bpf.c': `${HEAD}
+SEC("tc") int overlay_tc(struct __sk_buff *skb) { touch(); return -1; }
+`,
 	'endpoint_tc.bpf.c': `${HEAD}
 SEC("tc") int endpoint_tc(struct __sk_buff *skb) { touch(); return -1; }
 `,

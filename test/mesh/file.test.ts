@@ -99,7 +99,11 @@ test('mesh.yaml of the design is read, defaults filled in', () => {
 		prefer: 'none',
 		enable: true,
 	});
-	assert.equal(m.networks[0].options, { mtu: 1500, internal: false });
+	assert.equal(m.networks[0].options, {
+		mtu: 1500,
+		internal: false,
+		slices: { node1: '10.44.0.0/25', node2: '10.44.0.128/25' },
+	});
 });
 
 test('JSON is YAML', () => {
@@ -157,6 +161,30 @@ const refused: readonly (readonly [string, string, string, string])[] = [
 		'vni: 5001',
 		'vni: 16777216',
 		'mesh.yaml:15:45: networks[0].vni is 16777216: expected a VNI from 1 to 16777215',
+	],
+	[
+		'a subnet of IPv6 where IPv4 is expected',
+		'subnet: 10.44.0.0/24',
+		'subnet: fd00:44::/64',
+		'mesh.yaml:15:26: networks[0].subnet is fd00:44::/64: expected an IPv4 prefix of 30 bits at most, such as 10.44.0.0/24',
+	],
+	[
+		'a gateway of another subnet',
+		'vni: 5001',
+		'gateway: 10.45.0.1, vni: 5001',
+		'mesh.yaml:15:49: networks[0].gateway is 10.45.0.1: expected an address of 10.44.0.0/24',
+	],
+	[
+		'slices that overlap',
+		'vni: 5001',
+		'slices: { node1: 10.44.0.0/25, node2: 10.44.0.64/26 }, vni: 5001',
+		'mesh.yaml:15:78: networks[0].slices.node2 is 10.44.0.64/26, which overlaps 10.44.0.0/25 of node1: expected a part of its own for each node',
+	],
+	[
+		'an endpoint on an unknown node',
+		'vni: 5001',
+		'endpoints: [{ node: nowhere, address: 10.44.0.9 }], vni: 5001',
+		'mesh.yaml:15:60: networks[0].endpoints[0].node is "nowhere", which is no node: expected one of node1, node2',
 	],
 	[
 		'a node listed twice',

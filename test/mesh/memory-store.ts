@@ -1,5 +1,16 @@
 /** The datapath's maps in memory: what reconcile() writes to in tests that need no kernel. */
-import type { Backend, Frontend, LocalBackend, Node, Settings, TableRef, Uplink } from '../../src/loader/layout.gen.js';
+import type {
+	Backend,
+	Frontend,
+	LocalBackend,
+	Network,
+	Node,
+	OverlayEndpoint,
+	OverlayPort,
+	Settings,
+	TableRef,
+	Uplink,
+} from '../../src/loader/layout.gen.js';
 import type {
 	AclKey,
 	ExactKey,
@@ -77,6 +88,10 @@ export function createMemoryStore(log = true): MemoryStore {
 			...[...deny.entries()].map(([k]) => `deny ${JSON.stringify(k)}`),
 			...[...nodes.entries()].map(([k]) => `nodes ${k}`),
 			...[...vteps.entries()].map(([k]) => `vteps ${k}`),
+			...[...networks.entries()].map(([k]) => `networks ${k}`),
+			...[...overlayEndpoints.entries()].map(([k]) => `overlay_endpoints ${k}`),
+			...[...overlaySlices.entries()].map(([k]) => `overlay_slices ${k}`),
+			...[...overlayPorts.entries()].map(([k]) => `overlay_ports ${k}`),
 			...[...uplinks.entries()].map(([k]) => `uplinks ${k}`),
 			...[...own.entries()].map(([k]) => `own_addresses ${k}`),
 			...[...memory.tables.keys()].map((k) => `tables ${k}`),
@@ -86,7 +101,12 @@ export function createMemoryStore(log = true): MemoryStore {
 		for (const [prefix, error] of memory.failures) if (line.startsWith(prefix)) throw error;
 		if (log) memory.log.push(line);
 	};
-	function rows<K, V>(map: string, keyOf: (k: K) => unknown = (k) => k): RowStore<K, V> {
+	/** In an array a row of zeroes is none. */
+	function rows<K, V>(
+		map: string,
+		keyOf: (k: K) => unknown = (k) => k,
+		kind: 'array' | 'hash' = 'array',
+	): RowStore<K, V> {
 		const data = new Map<unknown, [K, V]>();
 		return {
 			get: (key) => data.get(keyOf(key))?.[1],
@@ -95,7 +115,7 @@ export function createMemoryStore(log = true): MemoryStore {
 				const all = [...list];
 				if (log || memory.failures.size > 0) for (const [k] of all) note(`${map}.set ${JSON.stringify(k)}`);
 				for (const [k, v] of all)
-					if (isZero(v)) data.delete(keyOf(k));
+					if (kind === 'array' && isZero(v)) data.delete(keyOf(k));
 					else data.set(keyOf(k), [k, v]);
 			},
 			deleteMany(keys) {
@@ -117,6 +137,10 @@ export function createMemoryStore(log = true): MemoryStore {
 	const nodes = rows<number, Node>('nodes');
 	const vteps = rows<string, number>('vteps');
 	const allow = rows<AclKey, number>('allow', (k) => `${k.acl}/${k.prefix}`);
+	const networks = rows<number, Network>('networks', undefined, 'hash');
+	const overlayEndpoints = rows<string, OverlayEndpoint>('overlay_endpoints', undefined, 'hash');
+	const overlaySlices = rows<string, number>('overlay_slices', undefined, 'hash');
+	const overlayPorts = rows<number, OverlayPort>('overlay_ports', undefined, 'hash');
 	const deny = rows<AclKey, number>('deny', (k) => `${k.acl}/${k.prefix}`);
 
 	const table = (id: number): MemoryTable => {
@@ -205,6 +229,10 @@ export function createMemoryStore(log = true): MemoryStore {
 		localBackends: local,
 		nodes,
 		vteps,
+		networks,
+		overlayEndpoints,
+		overlaySlices,
+		overlayPorts,
 		allow,
 		deny,
 		counters: () => ({ verdicts: [], frontends: new Map(), backends: new Map() }),

@@ -98,6 +98,10 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.vteps,
 			s.allow,
 			s.deny,
+			s.networks,
+			s.overlayEndpoints,
+			s.overlaySlices,
+			s.overlayPorts,
 		])
 			assert.equal([...rows.entries()], []);
 		assert.equal([...s.tables.ids()], []);
@@ -153,7 +157,38 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			[{ acl: 5, prefix: 'fd00::/8' }, 1],
 		]);
 		assert.equal([...s.deny.entries()], [[{ acl: 5, prefix: '10.1.0.0/16' }, 1]]);
+		s.networks.setMany([
+			[5001, { flags: 0 }],
+			[5002, { flags: 1 }],
+		]);
+		assert.equal(byKey(s.networks.entries()), [
+			[5001, { flags: 0 }],
+			[5002, { flags: 1 }],
+		]);
+		const endpoint = { node: 2, ifindex: 0, mac: '02:42:0a:2c:00:02', flags: 0 };
+		s.overlayEndpoints.setMany([
+			['5001 10.44.0.2', endpoint],
+			['5001 fd00:44::a2c:2', endpoint],
+			['5002 10.44.0.2', { ...endpoint, node: 3, ifindex: 9 }],
+		]);
+		assert.equal(s.overlayEndpoints.get('5002 10.44.0.2'), { ...endpoint, node: 3, ifindex: 9 });
+		assert.equal(byKey(s.overlayEndpoints.entries()).length, 3);
+		s.overlaySlices.setMany([
+			['5001 10.44.0.0/24', 1],
+			['5001 10.44.0.64/26', 2],
+			['5001 fd00:44::/64', 1],
+		]);
+		assert.is(s.overlaySlices.get('5001 10.44.0.64/26'), 2);
+		assert.is(s.overlaySlices.get('5001 10.44.0.0/26'), undefined, 'a prefix of a prefix is another row');
+		assert.is(s.overlaySlices.get('5001 fd00:44::/64'), 1);
+		const port = { addr4: '10.44.0.2', addr6: '::', vni: 5001, mac: '02:42:0a:2c:00:02' };
+		s.overlayPorts.setMany([[77, port]]);
+		assert.equal([...s.overlayPorts.entries()], [[77, port]]);
 
+		s.networks.deleteMany([5001, 5002, 5003]);
+		s.overlayEndpoints.deleteMany(['5001 10.44.0.2', '5001 fd00:44::a2c:2', '5002 10.44.0.2', '1 10.0.0.1']);
+		s.overlaySlices.deleteMany(['5001 10.44.0.0/24', '5001 10.44.0.64/26', '5001 fd00:44::/64']);
+		s.overlayPorts.deleteMany([77]);
 		s.uplinks.deleteMany([1027, 9]);
 		s.ownAddresses.deleteMany(['10.9.9.9', 'fd00:99::1', '10.9.9.9']);
 		s.ports.deleteMany([8080, (1 << 16) | 53, 1]);
@@ -184,6 +219,10 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.vteps,
 			s.allow,
 			s.deny,
+			s.networks,
+			s.overlayEndpoints,
+			s.overlaySlices,
+			s.overlayPorts,
 		])
 			assert.equal([...rows.entries()], []);
 	});

@@ -173,6 +173,7 @@ function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
 		const mtu = Number(n.Options?.['com.docker.network.driver.mtu'] ?? 0);
 		out.push({
 			name: n.Name,
+			driver: 'overlay',
 			subnet,
 			vni,
 			attachable: n.Attachable ?? false,

@@ -125,6 +125,10 @@ export const address4 = value('an IPv4 address such as 10.0.0.1', (x) => {
 	return a !== undefined && isUsable(a) ? a : undefined;
 });
 
+export const mac = value('a unicast MAC address such as 02:42:0a:00:00:05', (x) =>
+	typeof x === 'string' && /^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/i.test(x) ? x.toLowerCase() : undefined,
+);
+
 /** `10.0.0.0/8` with the host bits cleared, or undefined. A bare address is a prefix of its full length. */
 export function parsePrefix(x: unknown): string | undefined {
 	if (typeof x !== 'string') return undefined;

@@ -5,12 +5,12 @@
 import { isAscii } from 'node:buffer';
 import { type FSWatcher, readFileSync, realpathSync, statSync, watch } from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
-import ipaddr from 'ipaddr.js';
 import { type Document, isMap, isScalar, isSeq, type YAMLMap, type YAMLSeq } from 'yaml';
 import { z } from 'zod';
 import { BeelineError, codeOf } from '../../errors.js';
 import { backendKey, idOf } from '../keys.js';
-import type { Membership, NetworkSpec, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
+import { equalSlices } from '../subnets.js';
+import type { Membership, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
 import {
 	address,
 	address4,
@@ -34,6 +34,7 @@ import {
 	value,
 	writeAtomically,
 } from './document.js';
+import { checkNetwork, networkSchema, toNetwork } from './network.js';
 import { type Items, parseItem, splitItems, splitPlain } from './plain.js';
 
 const tableSize = value('auto or a power of two from 1024 to 131072', (x) =>
@@ -80,21 +81,6 @@ const serviceSchema = z.strictObject({
 	ports: z.array(portSchema).min(1, 'at least one published port'),
 	options: optionsSchema.prefault({}),
 	backends: z.array(backendSchema).default([]),
-});
-
-const networkSchema = z.strictObject({
-	name,
-	subnet: prefix,
-	vni: integer(1, 16777215, 'a VNI'),
-	attachable: bool.default(false),
-	slices: z.record(z.string(), prefix).optional(),
-	options: z
-		.strictObject({
-			mtu: integer(576, 65535, 'an MTU').optional(),
-			internal: bool.optional(),
-			encrypted: bool.optional(),
-		})
-		.prefault({}),
 });
 
 const nodeSchema = z.strictObject({
@@ -216,18 +202,13 @@ function crossCheck(m: MeshFile): Problem[] {
 		}
 	}
 	for (const [i, n] of m.networks.entries())
-		for (const [node, slice] of Object.entries(n.slices ?? {})) {
-			if (!nodes.has(node))
-				problems.push({
-					path: ['networks', i, 'slices', node],
-					key: true,
-					text: `is no node: expected one of ${[...nodes].slice(0, 8).join(', ')}`,
-				});
-			const [outer, bits] = ipaddr.parseCIDR(n.subnet);
-			const [inner, innerBits] = ipaddr.parseCIDR(slice);
-			if (inner.kind() !== outer.kind() || innerBits < bits || !inner.match(outer, bits))
-				problems.push({ path: ['networks', i, 'slices', node], text: `is ${slice}: expected a part of ${n.subnet}` });
-		}
+		for (const p of checkNetwork(n, m.nodes)) problems.push({ ...p, path: ['networks', i, ...p.path] });
+	const ingress = m.networks.filter((n) => n.ingress);
+	if (ingress.length > 1)
+		problems.push({
+			path: ['networks', m.networks.indexOf(ingress[1]), 'ingress'],
+			text: `is true, as that of ${ingress[0].name} is: expected one ingress network`,
+		});
 	return problems;
 }
 
@@ -255,15 +236,16 @@ function toMembership(m: MeshFile): Membership {
 				tasks: s.backends.map(toTask),
 			}),
 		),
-		networks: m.networks.map(
-			(n): NetworkSpec => ({
-				name: n.name,
-				subnet: n.subnet,
-				vni: n.vni,
-				attachable: n.attachable,
-				options: { ...n.options, ...(n.slices ? { slices: n.slices } : {}) },
-			}),
-		),
+		networks: m.networks.map((n) => {
+			const network = toNetwork(n);
+			const slices =
+				network.options.slices ??
+				equalSlices(
+					n.subnet,
+					m.nodes.map((x) => x.name),
+				);
+			return { ...network, options: { ...network.options, slices } };
+		}),
 	};
 }
 
