@@ -15,6 +15,7 @@ import {
 	parseAddress,
 	parseSource,
 	port,
+	prefix,
 	readText,
 	refuse,
 	type Source,
@@ -100,6 +101,14 @@ export const configSchema = z.strictObject({
 			maxHalfOpen: powerOfTwo(1024, 16777216).default(65536),
 		})
 		.prefault({}),
+	/** The way out of overlay networks on this node. */
+	gatewayBridge: z
+		.strictObject({
+			subnet: prefix.optional(),
+			enableIcc: bool.default(false),
+			enableIpMasquerade: bool.default(true),
+		})
+		.prefault({}),
 	pinRoot: value('an absolute path on a BPF file system', (x) =>
 		typeof x === 'string' && isAbsolute(x) ? x : undefined,
 	).default('/sys/fs/bpf/beeline'),
@@ -132,6 +141,12 @@ export interface Config {
 		readonly maxTracked: number;
 		readonly maxHalfOpen: number;
 	};
+	readonly gatewayBridge: {
+		/** IPv4; undefined: one that no route of the node overlaps. */
+		readonly subnet?: string;
+		readonly enableIcc: boolean;
+		readonly enableIpMasquerade: boolean;
+	};
 	readonly pinRoot: string;
 	readonly log: { readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error' };
 }
@@ -152,6 +167,12 @@ export function parseConfig(file: string, content: string, host: string = hostna
 				path: ['http', 'listen', i],
 				text: `is ${l.host.includes(':') ? `[${l.host}]` : l.host}:${l.port}, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1`,
 			});
+	const { subnet } = c.gatewayBridge;
+	if (subnet !== undefined && (subnet.includes(':') || Number(subnet.split('/')[1]) > 29))
+		problems.push({
+			path: ['gatewayBridge', 'subnet'],
+			text: `is ${subnet}: expected an IPv4 prefix of 29 bits at most, such as 172.30.0.0/16`,
+		});
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)
 			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });
@@ -174,6 +195,7 @@ export function parseConfig(file: string, content: string, host: string = hostna
 			...(c.http.tokenFile === undefined ? {} : { tokenFile: at(c.http.tokenFile) }),
 		},
 		datapath: c.datapath,
+		gatewayBridge: c.gatewayBridge,
 		pinRoot: c.pinRoot,
 		log: c.log,
 	};

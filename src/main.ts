@@ -1,6 +1,7 @@
 /** The command. One file a verb, read when its verb is called: --help must not wait for a kernel library. */
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import type { Client } from './cli/client.js';
+import type { AttachOptions } from './cli/network.js';
 import type { Format } from './cli/output.js';
 
 interface Global {
@@ -160,6 +161,36 @@ function program(): Command {
 	verb(service, 'rm', 'remove a service')
 		.argument('<name>')
 		.action(async (name: string, _o, c: Command) => (await change()).serviceRemove((await client(c))[0], name));
+
+	const overlay = () => import('./cli/network.js');
+	const network = verb(root, 'network', 'overlay networks');
+	const networkLs = async (_o: unknown, c: Command) => (await overlay()).networks(...(await client(c)));
+	verb(network, 'ls', 'overlay networks').action(networkLs);
+	verb(root, 'networks', 'overlay networks').action(networkLs);
+	verb(network, 'inspect', 'networks, as JSON in Docker’s shape')
+		.argument('<name...>')
+		.action(async (names: string[], _o, c: Command) => (await overlay()).networkInspect((await client(c))[0], names));
+
+	const endpoint = verb(root, 'endpoint', 'endpoints of this node on overlay networks');
+	const endpointLs = async (_o: unknown, c: Command) => (await overlay()).endpoints(...(await client(c)));
+	verb(endpoint, 'ls', 'endpoints of this node').action(endpointLs);
+	verb(root, 'endpoints', 'endpoints of this node').action(endpointLs);
+	verb(endpoint, 'attach', 'give a namespace an interface on a network')
+		.requiredOption('--network <name>')
+		.option('--netns <path>', 'network namespace: a path, or a name of ip netns')
+		.option('--pid <pid>', 'of a process in the namespace')
+		.option('--container <id>', 'of this node’s engine')
+		.option('--service <name>', 'the service whose task it is')
+		.option('--name <name>', 'its name on the network')
+		.option('--ip <address>', 'of the part of the subnet that this node owns')
+		.option('--alias <name>', 'another name; may be repeated', collect, [])
+		.action(async (o: AttachOptions, c: Command) => {
+			const [api, format] = await client(c);
+			await (await overlay()).endpointAttach(api, o, format);
+		});
+	verb(endpoint, 'detach', 'take the interface away')
+		.argument('<id>')
+		.action(async (id: string, _o, c: Command) => (await overlay()).endpointDetach((await client(c))[0], id));
 
 	verb(root, 'doctor', 'what this node can do, and what to do about what it cannot; needs no agent')
 		.option('--config <file>', 'beeline.yaml')

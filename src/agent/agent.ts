@@ -32,10 +32,13 @@ import { createMetrics, type Metrics, type MetricsSnapshot } from '../metrics/re
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
 import { type Run, run as runCommand } from './exec.js';
+import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel } from './monitor.js';
+import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
+import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
 import { reservePorts } from './ports.js';
 import { openSource, type Source } from './source.js';
@@ -219,6 +222,24 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			onError: (e) => log.error(e.message),
 		});
 		const oldMark = d.store.settings.get().mark;
+		const gatewayBridge = createGateway(run, {
+			...(config.gatewayBridge.subnet === undefined ? {} : { subnet: config.gatewayBridge.subnet }),
+			icc: config.gatewayBridge.enableIcc,
+			masquerade: config.gatewayBridge.enableIpMasquerade,
+		});
+		const networks = createNetworks({
+			overlay: new Overlay({
+				run,
+				gateway: gatewayBridge,
+				state: () => state.overlay,
+				save: (overlay) => saveState({ ...state, overlay }),
+			}),
+			state: () => state.overlay,
+			membership: () => membership,
+			self: () => config.node.name,
+			underlayMtu: () => (local === undefined ? undefined : Math.min(...local.facts.uplinks.map((u) => u.mtu))),
+			netnsOfContainer,
+		});
 		const locals = createLocal({
 			run,
 			netnsCookie: ownNetnsCookie(),
@@ -511,6 +532,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					nowMs: nowMs(),
 					...(mesh === undefined ? {} : { previous: mesh }),
 				});
+				const lookedAt = new Date();
 				const looks = local === undefined || rereads || views.localSignature(nextMesh) !== views.localSignature(mesh);
 				const l =
 					local === undefined || looks
@@ -524,6 +546,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 							})
 						: local;
 				local = l;
+				if (looks) {
+					for (const e of await networks.reap(l.names, lookedAt))
+						log.info(`endpoint ${e.id}: its namespace is gone, and it with it`);
+				}
 				saveState({
 					...state,
 					neighbours: l.neighbours,
@@ -547,18 +573,20 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 				mesh = nextMesh;
 				updatePeers(mesh.nodes.values(), mesh.digest);
-				let e = entries(mesh, l.facts, options(), ids, nowMs(), now);
+				const facts = { ...l.facts, overlay: networks.facts() };
+				let e = entries(mesh, facts, options(), ids, nowMs(), now);
 				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh)]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
 					mesh = plan({ membership, self: config.node.name, health, nowMs: nowMs(), previous: mesh });
-					e = entries(mesh, l.facts, options(), ids, nowMs(), e);
+					e = entries(mesh, facts, options(), ids, nowMs(), e);
 				}
 				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
 				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
 				if (!committed && !fresh) commit();
 				// Replies need their program before requests arrive.
 				if (committed && looks) attachEndpoints(wantedEndpoints);
+				if (committed) errors.push(...networks.attachPrograms(d).values());
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
 				appliedReadAt = readAtNow;
@@ -568,7 +596,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (!committed && errors.length === 0) {
 					commit();
 					attachEndpoints(wantedEndpoints);
+					errors.push(...networks.attachPrograms(d).values());
 				}
+				if (committed) networks.detachPrograms(d);
 				if (committed && !socketTried) {
 					socketTried = true;
 					const root = cgroupRoot();
@@ -677,17 +707,21 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		// ---- interface ----
+		/** What a command's refusal is over HTTP. */
+		function refuse(e: unknown): never {
+			if (e instanceof AgentError || !(e instanceof Error)) throw e;
+			const code = codeOf(e);
+			if (code === 'NOT_FOUND') throw new AgentError(404, code, e.message);
+			const field = e instanceof BeelineError ? e.field : undefined;
+			if (code === 'INVALID_CONFIG') throw new AgentError(422, 'INVALID', e.message, field);
+			throw new AgentError(409, code, e.message, field);
+		}
 		/** Carries out a change of the source and waits until the maps follow. */
 		async function change(what: string, edit: () => void): Promise<void> {
 			try {
 				edit();
 			} catch (e) {
-				if (e instanceof AgentError || !(e instanceof Error)) throw e;
-				const code = codeOf(e);
-				if (code === 'NOT_FOUND') throw new AgentError(404, code, e.message);
-				const field = e instanceof BeelineError ? e.field : undefined;
-				if (code === 'INVALID_CONFIG') throw new AgentError(422, 'INVALID', e.message, field);
-				throw new AgentError(409, code, e.message, field);
+				refuse(e);
 			}
 			source.reload();
 			await applied(what, false);
@@ -737,6 +771,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			removeService: (name) => change(`remove ${name}`, () => source.removeService(name)),
 			addNode: (node) => change(`add ${node.name}`, () => source.addNode(node)),
 			removeNode: (name) => change(`remove ${name}`, () => source.removeNode(name)),
+			networks: () => networks.list(),
+			endpoints: () => networks.endpoints(),
+			async attachEndpoint(request) {
+				const e = await networks.attach(request).catch(refuse);
+				await applied(`endpoint ${e.id} attached`, true);
+				return networks.view(e);
+			},
+			async detachEndpoint(id) {
+				await networks.detach(id).catch(refuse);
+				await applied(`endpoint ${id} detached`, true);
+			},
 			async patchConfig(patch) {
 				const values: Record<string, unknown> = {};
 				if (patch.datapath?.returnPath !== undefined) values['datapath.returnPath'] = patch.datapath.returnPath;
@@ -897,5 +942,6 @@ export async function undo(stateFile: string, run: Run = runCommand): Promise<vo
 	}
 	for (const n of state.neighbours) await run('ip', ['neigh', 'del', n.address, 'dev', n.device]).catch(() => '');
 	for (const o of state.offloads) await turnOnOffload(run, o.device, o.feature);
+	await removeOverlay(run, state.overlay);
 	removeState(stateFile);
 }

@@ -6,8 +6,11 @@ import type {
 	BackendView,
 	ConfigPatchBody,
 	ConfigView,
+	EndpointAttachBody,
+	EndpointView,
 	EntriesView,
 	FlowsView,
+	NetworkView,
 	NodeCreateBody,
 	NodeView,
 	ReconcileEventBody,
@@ -44,6 +47,10 @@ export interface AgentApi {
 	removeService(name: string): Promise<void>;
 	addNode(node: NodeCreateBody): Promise<void>;
 	removeNode(name: string): Promise<void>;
+	networks(): NetworkView[];
+	endpoints(): EndpointView[];
+	attachEndpoint(request: EndpointAttachBody): Promise<EndpointView>;
+	detachEndpoint(id: string): Promise<void>;
 	patchConfig(patch: ConfigPatchBody): Promise<void>;
 
 	/**

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { NO_OVERLAY_STATE, type OverlayState } from './overlay.js';
 
 export interface AgentState {
 	/** Added to ip_local_reserved_ports. */
@@ -15,9 +16,17 @@ export interface AgentState {
 	readonly offloads: readonly { readonly device: string; readonly feature: string }[];
 	/** `tcp/8080` that the kernel's own mesh served when they were attached. */
 	readonly kernelPorts: readonly string[];
+	/** Endpoints on overlay networks, and their legs on the gateway's bridge. */
+	readonly overlay: OverlayState;
 }
 
-export const NO_STATE: AgentState = { reservedPorts: [], neighbours: [], offloads: [], kernelPorts: [] };
+export const NO_STATE: AgentState = {
+	reservedPorts: [],
+	neighbours: [],
+	offloads: [],
+	kernelPorts: [],
+	overlay: NO_OVERLAY_STATE,
+};
 
 export function statePath(pinRoot: string, runDir = '/run/beeline'): string {
 	return join(runDir, `state-${createHash('sha256').update(pinRoot).digest('hex').slice(0, 16)}.json`);
@@ -31,6 +40,7 @@ export function readState(path: string): AgentState {
 			neighbours: s.neighbours ?? [],
 			offloads: s.offloads ?? [],
 			kernelPorts: s.kernelPorts ?? [],
+			overlay: s.overlay ?? NO_OVERLAY_STATE,
 		};
 	} catch {
 		return NO_STATE;

@@ -377,6 +377,105 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 		know(
 			createRoute({
 				method: 'get',
+				path: '/v1/networks',
+				summary: 'Overlay networks',
+				security: bearer,
+				responses: { ...ok(s.Networks, 'Networks'), ...reading },
+			}),
+		),
+		(c) => c.json(tagged(c, { networks: api.networks() }), 200),
+	);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'get',
+				path: '/v1/networks/{name}',
+				summary: 'One network, as docker network inspect shows it',
+				security: bearer,
+				request: { params: named },
+				responses: { ...ok(s.Network, 'Network'), ...reading, 404: failure('No such network') },
+			}),
+		),
+		(c) => {
+			const { name } = c.req.valid('param');
+			return c.json(
+				tagged(
+					c,
+					find(api.networks(), 'network', name, (n) => n.Name === name),
+				),
+				200,
+			);
+		},
+	);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'get',
+				path: '/v1/endpoints',
+				summary: 'Endpoints of this node on overlay networks',
+				security: bearer,
+				responses: { ...ok(s.Endpoints, 'Endpoints'), ...reading },
+			}),
+		),
+		(c) => c.json(tagged(c, { endpoints: api.endpoints() }), 200),
+	);
+	const endpoint = (id: string) => find(api.endpoints(), 'endpoint', id, (e) => e.id === id);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'get',
+				path: '/v1/endpoints/{id}',
+				summary: 'One endpoint',
+				security: bearer,
+				request: { params: byId },
+				responses: { ...ok(s.Endpoint, 'Endpoint'), ...reading, 404: failure('No such endpoint') },
+			}),
+		),
+		(c) => c.json(tagged(c, endpoint(c.req.valid('param').id)), 200),
+	);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'post',
+				path: '/v1/endpoints',
+				summary: 'Give a namespace of this node an interface on a network',
+				security: bearer,
+				request: { body: json(s.EndpointAttach) },
+				responses: {
+					201: { description: 'Attached', content: { 'application/json': { schema: s.Endpoint } } },
+					...bodied,
+				},
+			}),
+		),
+		async (c) => {
+			const e = await api.attachEndpoint(c.req.valid('json'));
+			c.header('location', `/v1/endpoints/${encodeURIComponent(e.id)}`);
+			return c.json(tagged(c, e), 201);
+		},
+	);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'delete',
+				path: '/v1/endpoints/{id}',
+				summary: 'Take an endpoint’s interface away',
+				security: bearer,
+				request: { params: byId, headers: ifMatch },
+				responses: { 204: { description: 'Detached' }, ...changing },
+			}),
+		),
+		async (c) => {
+			const { id } = c.req.valid('param');
+			checkIfMatch(c, endpoint(id));
+			await api.detachEndpoint(id);
+			return c.body(null, 204);
+		},
+	);
+
+	app.openapi(
+		know(
+			createRoute({
+				method: 'get',
 				path: '/v1/backends',
 				summary: 'Where flows are sent',
 				security: bearer,
@@ -575,7 +674,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 				headers: { allow },
 			});
 		}
-		if (/^\/(v1\/(networks|endpoints)(\/.*)?)?$/.test(c.req.path)) {
+		if (c.req.path === '/') {
 			return problem(c, {
 				status: 404,
 				code: 'NOT_AVAILABLE',

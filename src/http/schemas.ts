@@ -575,6 +575,123 @@ export const ReconcileEvent = z
 		},
 	});
 
+const exampleNetwork = {
+	Name: 'red',
+	Id: 'red',
+	Scope: 'global',
+	Driver: 'beeline',
+	EnableIPv6: false,
+	IPAM: { Driver: 'default', Config: [{ Subnet: '10.44.0.0/24', Gateway: '10.44.0.1' }] },
+	Internal: false,
+	Attachable: true,
+	Ingress: false,
+	Containers: {
+		'red-10.44.0.2': {
+			Name: 'web1',
+			EndpointID: 'red-10.44.0.2',
+			MacAddress: '02:42:0a:2c:00:02',
+			IPv4Address: '10.44.0.2/24',
+			IPv6Address: '',
+		},
+	},
+	Options: { 'com.docker.network.driver.overlay.vxlanid_list': '5001' },
+	Labels: {},
+};
+export const Network = z
+	.object({
+		Name: z.string(),
+		Id: z.string(),
+		Scope: z.string(),
+		Driver: z.string().describe('beeline; overlay: Docker’s own, listed and not touched'),
+		EnableIPv6: z.boolean(),
+		IPAM: z.object({
+			Driver: z.string(),
+			Config: z.array(z.object({ Subnet: z.string(), Gateway: z.string().optional(), IPRange: z.string().optional() })),
+		}),
+		Internal: z.boolean(),
+		Attachable: z.boolean(),
+		Ingress: z.boolean(),
+		Containers: z
+			.record(
+				z.string(),
+				z.object({
+					Name: z.string(),
+					EndpointID: z.string(),
+					MacAddress: z.string(),
+					IPv4Address: z.string(),
+					IPv6Address: z.string(),
+				}),
+			)
+			.describe('Endpoints that this node knows, by id'),
+		Options: z.record(z.string(), z.string()),
+		Labels: z.record(z.string(), z.string()),
+	})
+	.openapi('Network', {
+		description: 'An overlay network in Docker’s shape',
+		example: exampleNetwork,
+	});
+export const Networks = z
+	.object({ networks: z.array(Network) })
+	.openapi('Networks', { example: { networks: [exampleNetwork] } });
+
+const exampleEndpoint = {
+	id: 'red-10.44.0.2',
+	network: 'red',
+	node: 'node1',
+	address: '10.44.0.2',
+	address6: null,
+	mac: '02:42:0a:2c:00:02',
+	mtu: 1450,
+	interface: 'eth0',
+	netns: '/run/netns/web1',
+	gatewayAddress: '172.30.0.2',
+	name: 'web1',
+	aliases: ['www'],
+	service: 'web',
+};
+export const Endpoint = z
+	.object({
+		id: z.string().describe('URL-safe, unique in the cluster'),
+		network: z.string(),
+		node: z.string(),
+		address: z.string(),
+		address6: z.string().nullable(),
+		mac: z.string(),
+		mtu: z.number().int().describe('bytes'),
+		interface: z.string().describe('Inside its namespace'),
+		netns: z.string(),
+		gatewayAddress: z.string().nullable().describe('On the gateway’s bridge; null on internal networks'),
+		name: z.string().nullable(),
+		aliases: z.array(z.string()),
+		service: z.string().nullable(),
+	})
+	.openapi('Endpoint', {
+		example: exampleEndpoint,
+	});
+export const Endpoints = z
+	.object({ endpoints: z.array(Endpoint) })
+	.openapi('Endpoints', { example: { endpoints: [exampleEndpoint] } });
+
+export const EndpointAttach = z
+	.strictObject({
+		network: z.string().min(1),
+		netns: z.string().min(1).optional().describe('Path of a network namespace'),
+		pid: z.number().int().min(1).optional(),
+		container: z.string().min(1).optional().describe('Of this node’s engine'),
+		service: z.string().min(1).optional(),
+		name: z.string().min(1).max(128).optional(),
+		address: z.string().optional(),
+		aliases: z.array(z.string().min(1).max(128)).max(32).optional(),
+	})
+	.refine((e) => [e.netns, e.pid, e.container].filter((x) => x !== undefined).length === 1, {
+		message: 'expected exactly one of netns, pid and container',
+		path: ['netns'],
+	})
+	.openapi('EndpointAttach', { example: { network: 'red', netns: '/run/netns/web1', name: 'web1' } });
+
+export type NetworkView = z.infer<typeof Network>;
+export type EndpointView = z.infer<typeof Endpoint>;
+export type EndpointAttachBody = z.infer<typeof EndpointAttach>;
 export type ProblemBody = z.infer<typeof Problem>;
 export type RefusalView = z.infer<typeof Refusal>;
 export type UplinkView = z.infer<typeof Uplink>;

@@ -122,6 +122,10 @@ test('the document has one valid example for each resource, and each path of the
 		'/v1/services',
 		'/v1/services/{name}',
 		'/v1/backends',
+		'/v1/networks',
+		'/v1/networks/{name}',
+		'/v1/endpoints',
+		'/v1/endpoints/{id}',
 		'/v1/flows',
 		'/v1/entries',
 		'/v1/config',
@@ -150,8 +154,8 @@ test('what is not there is a 404, what is not yet there says so, and a wrong met
 	await isProblem(await ask(UNIX, 'GET', '/v1/services/nope'), 404, 'NOT_FOUND');
 	await isProblem(await ask(UNIX, 'POST', '/v1/backends/nope/drain'), 404, 'NOT_FOUND');
 	await isProblem(await ask(UNIX, 'POST', '/v1/nodes/nope/drain'), 404, 'NOT_FOUND');
-	await isProblem(await ask(UNIX, 'GET', '/v1/networks'), 404, 'NOT_AVAILABLE');
-	await isProblem(await ask(UNIX, 'GET', '/v1/endpoints/x'), 404, 'NOT_AVAILABLE');
+	await isProblem(await ask(UNIX, 'GET', '/v1/networks/none'), 404, 'NOT_FOUND');
+	await isProblem(await ask(UNIX, 'GET', '/v1/endpoints/x'), 404, 'NOT_FOUND');
 	await isProblem(await ask(UNIX, 'GET', '/'), 404, 'NOT_AVAILABLE');
 	const res = await ask(UNIX, 'PUT', '/v1/config');
 	assert.is(res.headers.get('allow'), 'GET, HEAD, PATCH');

@@ -1,12 +1,36 @@
 /** An agent in memory that answers each resource with other values than the document's examples. */
 import { type AgentApi, AgentError, type AgentEvent } from '../../src/agent/api.js';
-import type { BackendView, ConfigView, NodeView, ServiceView, StatusView } from '../../src/http/schemas.js';
+import type {
+	BackendView,
+	ConfigView,
+	EndpointView,
+	NetworkView,
+	NodeView,
+	ServiceView,
+	StatusView,
+} from '../../src/http/schemas.js';
 
 export interface FakeAgent extends AgentApi {
 	ready: boolean;
 	emit(event: AgentEvent): void;
 	readonly listeners: Set<(event: AgentEvent) => void>;
 }
+
+const ENDPOINT: EndpointView = {
+	id: 'red-10.44.0.2',
+	network: 'red',
+	node: 'node1',
+	address: '10.44.0.2',
+	address6: null,
+	mac: '02:42:0a:2c:00:02',
+	mtu: 1450,
+	interface: 'eth0',
+	netns: '/run/netns/web1',
+	gatewayAddress: '172.30.0.2',
+	name: 'web1',
+	aliases: [],
+	service: null,
+};
 
 export function fakeAgent(): FakeAgent {
 	const options: ServiceView['options'] = {
@@ -115,6 +139,23 @@ export function fakeAgent(): FakeAgent {
 		log: { level: 'info' },
 		trace: false,
 	};
+	const networks: NetworkView[] = [
+		{
+			Name: 'red',
+			Id: 'red',
+			Scope: 'global',
+			Driver: 'beeline',
+			EnableIPv6: false,
+			IPAM: { Driver: 'default', Config: [{ Subnet: '10.44.0.0/24', Gateway: '10.44.0.1' }] },
+			Internal: false,
+			Attachable: true,
+			Ingress: false,
+			Containers: {},
+			Options: { 'com.docker.network.driver.overlay.vxlanid_list': '5001' },
+			Labels: {},
+		},
+	];
+	const endpoints: EndpointView[] = [ENDPOINT];
 	const listeners = new Set<(event: AgentEvent) => void>();
 	const setState = (id: string, state: BackendView['state']) => {
 		const i = backends.findIndex((b) => b.id === id);
@@ -220,6 +261,20 @@ export function fakeAgent(): FakeAgent {
 		async removeNode(name) {
 			nodes.splice(
 				nodes.findIndex((n) => n.name === name),
+				1,
+			);
+		},
+		networks: () => networks,
+		endpoints: () => endpoints,
+		async attachEndpoint(request) {
+			if (request.network !== 'red') throw new AgentError(404, 'NOT_FOUND', `network ${request.network} not found`);
+			const e = { ...ENDPOINT, id: 'red-10.44.0.3', address: '10.44.0.3', netns: request.netns ?? '' };
+			endpoints.push(e);
+			return e;
+		},
+		async detachEndpoint(id) {
+			endpoints.splice(
+				endpoints.findIndex((e) => e.id === id),
 				1,
 			);
 		},

@@ -490,6 +490,7 @@ test('beeline.yaml: defaults', () => {
 			maxTracked: 262144,
 			maxHalfOpen: 65536,
 		},
+		gatewayBridge: { enableIcc: false, enableIpMasquerade: true },
 		pinRoot: '/sys/fs/bpf/beeline',
 		log: { level: 'info' },
 	});

@@ -10,6 +10,17 @@ import { waitFor } from './wait.js';
 export interface MeshDocument {
 	readonly nodes?: readonly { readonly name: string; readonly address: string; readonly drained?: boolean }[];
 	readonly services: readonly ServiceDocument[];
+	readonly networks?: readonly NetworkDocument[];
+}
+
+export interface NetworkDocument {
+	readonly name: string;
+	readonly subnet: string;
+	readonly subnet6?: string;
+	readonly vni: number;
+	readonly attachable?: boolean;
+	readonly options?: Readonly<Record<string, unknown>>;
+	readonly endpoints?: readonly { readonly node: string; readonly address: string; readonly [key: string]: unknown }[];
 }
 
 export interface ServiceDocument {

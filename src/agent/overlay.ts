@@ -1,0 +1,292 @@
+/**
+ * Endpoints of this node on overlay networks: a veth pair each, one end in the endpoint's namespace, the other here with
+ * overlay_tc on it. What is attached lies in the state file, so that a restarted agent knows its own; an endpoint whose
+ * namespace goes takes its veth along, and is forgotten.
+ *
+ *	namespace:  eth1 02:42:0a:2c:00:02  10.44.0.2/24        eth0 172.30.0.2/16, default route
+ *	                 │ (overlay_tc here)                      │ one for all of its networks, none where all are internal
+ *	node:       bl-3f9a1c…                                  blg-77aa… ── beeline_gw 172.30.0.1
+ */
+import { createHash } from 'node:crypto';
+import { BeelineError } from '../errors.js';
+import type { OverlayEndpointFact } from '../mesh/overlay.js';
+import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
+import { address6Of, contains, freeAddress, gatewayOf, macOfAddress, OVERLAY_OVERHEAD } from '../mesh/subnets.js';
+import type { NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
+import type { Run } from './exec.js';
+import { type Gateway, type GatewayLeg, removeGateway } from './gateway.js';
+import { freeName, ipIn, makeVeth, namespaceOf } from './veth.js';
+
+/** An endpoint of this node, as it is kept. */
+export interface AttachedEndpoint {
+	/** Unique in the cluster; safe in a URL. */
+	readonly id: string;
+	readonly network: string;
+	readonly vni: number;
+	readonly address: string;
+	readonly address6?: string;
+	readonly mac: string;
+	readonly mtu: number;
+	readonly name?: string;
+	readonly aliases: readonly string[];
+	readonly service?: string;
+	/** Path of its namespace, as it was attached. */
+	readonly netns: string;
+	/** Which namespace that was: device and inode, for paths are used again. */
+	readonly namespace: string;
+	/** Its interface inside. */
+	readonly interface: string;
+	/** Host end of its veth. */
+	readonly host: string;
+	readonly ifindex: number;
+	readonly attachedAt: string;
+}
+
+export interface OverlayState {
+	readonly endpoints: readonly AttachedEndpoint[];
+	readonly legs: readonly GatewayLeg[];
+}
+
+export const NO_OVERLAY_STATE: OverlayState = { endpoints: [], legs: [] };
+
+export interface AttachRequest {
+	readonly network: NetworkSpec;
+	/** Path of the namespace. */
+	readonly netns: string;
+	/** Name of this node. */
+	readonly self: string;
+	readonly service?: string;
+	readonly name?: string;
+	readonly aliases?: readonly string[];
+	/** Wanted address. */
+	readonly address?: string;
+	/** Bytes, of the uplinks. */
+	readonly underlayMtu: number;
+	/** An address that the source gave out; without it one of this node's slice is taken. */
+	readonly allocated?: string;
+}
+
+const short = (text: string, length: number): string =>
+	createHash('sha256').update(text).digest('hex').slice(0, length);
+
+export interface OverlayDeps {
+	readonly run: Run;
+	readonly gateway: Gateway;
+	readonly state: () => OverlayState;
+	readonly save: (state: OverlayState) => void;
+	readonly now?: () => Date;
+}
+
+export class Overlay {
+	private readonly deps: OverlayDeps;
+	/** One at a time: an address is looked for and taken in two steps. */
+	private last: Promise<unknown> = Promise.resolve();
+	/** Host ends that are being made: no sign of an endpoint's end. */
+	private readonly making = new Set<string>();
+
+	constructor(deps: OverlayDeps) {
+		this.deps = deps;
+	}
+
+	get endpoints(): readonly AttachedEndpoint[] {
+		return this.deps.state().endpoints;
+	}
+
+	facts(): OverlayEndpointFact[] {
+		return this.endpoints.map((e) => ({
+			id: e.id,
+			vni: e.vni,
+			address4: e.address,
+			...(e.address6 === undefined ? {} : { address6: e.address6 }),
+			mac: e.mac,
+			ifindex: e.ifindex,
+		}));
+	}
+
+	/**
+	 * Gives a namespace an interface on a network.
+	 * @throws BeelineError NO_NETNS, ADDRESS_TAKEN, NO_ADDRESS, ATTACHED, COMMAND_FAILED; nothing is left behind
+	 */
+	attach(request: AttachRequest): Promise<AttachedEndpoint> {
+		const next = this.last.catch(() => undefined).then(() => this.make(request));
+		this.last = next;
+		return next;
+	}
+
+	/** Takes the interface out of its namespace. @returns what was detached */
+	detach(id: string): Promise<AttachedEndpoint> {
+		const next = this.last
+			.catch(() => undefined)
+			.then(async () => {
+				const e = this.endpoints.find((x) => x.id === id);
+				if (e === undefined) throw new BeelineError('NOT_FOUND', `there is no endpoint ${id} on this node`);
+				await this.deps.run('ip', ['link', 'del', e.host]).catch((x: Error) => {
+					if (!/Cannot find device/.test(x.message)) throw x;
+				});
+				await this.forget([e]);
+				return e;
+			});
+		this.last = next;
+		return next;
+	}
+
+	/**
+	 * Forgets endpoints whose veth went with their namespace.
+	 * @param names interfaces of this node by index, as they were at `at`
+	 * @returns what is gone
+	 */
+	async reap(names: ReadonlyMap<number, string>, at: Date): Promise<readonly AttachedEndpoint[]> {
+		const gone = this.endpoints.filter(
+			(e) => names.get(e.ifindex) !== e.host && !this.making.has(e.host) && new Date(e.attachedAt) < at,
+		);
+		if (gone.length > 0) await this.forget(gone);
+		return gone;
+	}
+
+	private async forget(gone: readonly AttachedEndpoint[]): Promise<void> {
+		const ids = new Set(gone.map((e) => e.id));
+		const state = this.deps.state();
+		const endpoints = state.endpoints.filter((e) => !ids.has(e.id));
+		const inUse = new Set(endpoints.map((e) => e.namespace));
+		const legs: GatewayLeg[] = [];
+		for (const leg of state.legs) {
+			if (inUse.has(leg.namespace)) legs.push(leg);
+			else await this.deps.gateway.removeLeg(leg);
+		}
+		this.deps.save({ endpoints, legs });
+	}
+
+	/** The address that an endpoint gets, and what the source says of it. @throws BeelineError */
+	private choose(r: AttachRequest): { address: string; known?: NetworkEndpoint } {
+		const { network: n, self } = r;
+		const mine = this.endpoints.filter((e) => e.network === n.name);
+		const attached = new Set(mine.map((e) => e.address));
+		const declared = n.endpoints ?? [];
+		const wanted = r.allocated ?? r.address;
+		if (wanted !== undefined) {
+			const known = declared.find((e) => e.address === wanted);
+			const refuse = (code: string, why: string): never => {
+				throw new BeelineError(code, `${wanted} on network ${n.name}: ${why}`, { field: 'address' });
+			};
+			if (!contains(n.subnet, wanted)) refuse('NO_ADDRESS', `it is no address of ${n.subnet}`);
+			if (wanted === gatewayOf(n)) refuse('NO_ADDRESS', 'it is the gateway');
+			if (attached.has(wanted)) refuse('ADDRESS_TAKEN', 'an endpoint of this node has it');
+			if (known !== undefined && known.node !== self) refuse('ADDRESS_TAKEN', `it is declared for ${known.node}`);
+			const slice = n.options.slices?.[self];
+			if (r.allocated === undefined && known === undefined && (slice === undefined || !contains(slice, wanted)))
+				refuse(
+					'NO_ADDRESS',
+					slice === undefined
+						? `this node owns no part of ${n.subnet}`
+						: `it is outside of ${slice}, the part of ${n.subnet} that this node owns`,
+				);
+			return { address: wanted, ...(known === undefined ? {} : { known }) };
+		}
+		const waiting = declared.find(
+			(e) => e.node === self && !attached.has(e.address) && e.service === r.service && (r.name ?? e.name) === e.name,
+		);
+		if (waiting !== undefined && (r.service !== undefined || r.name !== undefined))
+			return { address: waiting.address, known: waiting };
+		const slice = n.options.slices?.[self];
+		const taken = new Set([...attached, ...declared.map((e) => e.address)]);
+		const address = slice === undefined ? undefined : freeAddress(n, slice, taken);
+		if (address === undefined)
+			throw new BeelineError(
+				'NO_ADDRESS',
+				slice === undefined
+					? `network ${n.name}: this node owns no part of ${n.subnet}: add it to the network's slices`
+					: `network ${n.name}: no address is free in ${slice}, the part that this node owns`,
+			);
+		return { address };
+	}
+
+	private async make(r: AttachRequest): Promise<AttachedEndpoint> {
+		const { run, gateway } = this.deps;
+		const { network: n } = r;
+		const namespace = namespaceOf(r.netns);
+		if (namespace === namespaceOf('/proc/self/ns/net'))
+			throw new BeelineError('NO_NETNS', `${r.netns} is the node's own network namespace: name another`, {
+				field: 'netns',
+			});
+		const there = this.endpoints.find((e) => e.network === n.name && e.namespace === namespace);
+		if (there !== undefined)
+			throw new BeelineError('ATTACHED', `${r.netns} is on network ${n.name} already, as ${there.address}`);
+		const { address, known } = this.choose(r);
+		const id = `${n.name}-${address}`;
+		const host = `bl-${short(id, 12)}`;
+		const mac = known?.mac ?? macOfAddress(address);
+		const address6 = known?.address6 ?? (n.subnet6 === undefined ? undefined : address6Of(n.subnet6, address));
+		const mtu = (n.options.mtu ?? r.underlayMtu) - OVERLAY_OVERHEAD;
+		this.making.add(host);
+		let leg: GatewayLeg | undefined;
+		try {
+			// The way out first: eth0 is what programs take for the main interface, as in Docker's containers it is the network's.
+			const inside = await freeName(run, r.netns);
+			const ifindex = await makeVeth(run, host, r.netns, inside, mtu);
+			await run('ip', ['link', 'set', host, 'addrgenmode', 'none']);
+			await run('ip', ['link', 'set', host, 'up']);
+			const [, bits] = n.subnet.split('/');
+			await ipIn(run, r.netns, [
+				'link set lo up',
+				`link set dev ${inside} address ${mac}`,
+				`link set dev ${inside} up`,
+				`address add ${address}/${bits} dev ${inside}`,
+				...(address6 === undefined ? [] : [`address add ${address6}/${n.subnet6?.split('/')[1]} dev ${inside} nodad`]),
+			]);
+			const state = this.deps.state();
+			if (!n.options.internal && !state.legs.some((l) => l.namespace === namespace))
+				leg = await gateway.addLeg(r.netns, namespace, state.legs);
+			const service = r.service ?? known?.service;
+			const name = r.name ?? known?.name;
+			const endpoint: AttachedEndpoint = {
+				id,
+				network: n.name,
+				vni: n.vni,
+				address,
+				...(address6 === undefined ? {} : { address6 }),
+				mac,
+				mtu,
+				...(name === undefined ? {} : { name }),
+				aliases: [...new Set([...(r.aliases ?? []), ...(known?.aliases ?? [])])],
+				...(service === undefined ? {} : { service }),
+				netns: r.netns,
+				namespace,
+				interface: inside,
+				host,
+				ifindex,
+				attachedAt: (this.deps.now ?? (() => new Date()))().toISOString(),
+			};
+			this.deps.save({
+				endpoints: [...state.endpoints, endpoint],
+				legs: leg === undefined ? state.legs : [...state.legs, leg],
+			});
+			return endpoint;
+		} catch (e) {
+			await run('ip', ['link', 'del', host]).catch(() => '');
+			if (leg !== undefined) await gateway.removeLeg(leg);
+			throw e;
+		} finally {
+			this.making.delete(host);
+		}
+	}
+}
+
+/** Removes what the state names: every endpoint, and the gateway's bridge. Needs no agent. */
+export async function removeOverlay(run: Run, state: OverlayState): Promise<void> {
+	for (const e of state.endpoints) await run('ip', ['link', 'del', e.host]).catch(() => '');
+	if (state.legs.length > 0) await removeGateway(run);
+}
+
+/** Path of a running container's network namespace, by the engine of this node. @throws BeelineError NO_CONTAINER */
+export async function netnsOfContainer(id: string): Promise<string> {
+	const refuse = (why: string): never => {
+		throw new BeelineError('NO_CONTAINER', `container ${id}: ${why}`, { field: 'container' });
+	};
+	const engine = createEngine(parseDockerHost(process.env));
+	const found = (await engine
+		.get(`/containers/${encodeURIComponent(id)}/json`)
+		.catch((e: Error) => refuse(e.message))
+		.finally(() => engine.close())) as { State?: { Pid?: number } };
+	const pid = found.State?.Pid ?? 0;
+	return pid > 0 ? `/proc/${pid}/ns/net` : refuse('it is not running');
+}

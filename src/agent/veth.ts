@@ -1,0 +1,58 @@
+/** Veth pairs between this node and the namespaces of endpoints. */
+import { statSync } from 'node:fs';
+import { isAbsolute } from 'node:path';
+import { BeelineError, codeOf, sentence } from '../errors.js';
+import { json, type Run } from './exec.js';
+
+/** Device and inode of a network namespace. @throws BeelineError NO_NETNS */
+export function namespaceOf(path: string): string {
+	if (!isAbsolute(path))
+		throw new BeelineError(
+			'NO_NETNS',
+			`${path} is no path of a network namespace: expected one such as /run/netns/NAME or /proc/PID/ns/net`,
+			{ field: 'netns' },
+		);
+	try {
+		const s = statSync(path);
+		return `${s.dev}:${s.ino}`;
+	} catch (e) {
+		const why = codeOf(e) === 'ENOENT' ? 'it does not exist' : sentence(e);
+		throw new BeelineError('NO_NETNS', `the network namespace ${path} cannot be used: ${why}`, { field: 'netns' });
+	}
+}
+
+/** Runs `ip` commands in a namespace, one a line. */
+export async function ipIn(run: Run, netns: string, lines: readonly string[]): Promise<void> {
+	await run('nsenter', [`--net=${netns}`, 'ip', '-batch', '-'], `${lines.join('\n')}\n`);
+}
+
+/** The first of eth0, eth1, … that the namespace has not. */
+export async function freeName(run: Run, netns: string): Promise<string> {
+	const links = json<{ ifname: string }>(await run('nsenter', [`--net=${netns}`, 'ip', '-j', 'link', 'show']));
+	const taken = new Set(links.map((l) => l.ifname));
+	for (let i = 0; ; i++) if (!taken.has(`eth${i}`)) return `eth${i}`;
+}
+
+/** Makes a veth whose one end is in `netns`, by a name that nothing there has; both ends are down. @returns its ifindex here */
+export async function makeVeth(run: Run, host: string, netns: string, inside: string, mtu: number): Promise<number> {
+	// What an attach that was killed left behind is nobody's.
+	await run('ip', ['link', 'del', host]).catch(() => '');
+	await run('ip', [
+		'link',
+		'add',
+		host,
+		'mtu',
+		`${mtu}`,
+		'type',
+		'veth',
+		'peer',
+		'name',
+		inside,
+		'mtu',
+		`${mtu}`,
+		'netns',
+		netns,
+	]);
+	const [link] = json<{ ifindex: number }>(await run('ip', ['-j', 'link', 'show', 'dev', host]));
+	return link.ifindex;
+}

@@ -1,0 +1,239 @@
+/*
+ * Overlay networks over three nodes: endpoints are namespaces of their own, attached by the command. Two networks have the
+ * same subnet. Topology: the default one, and on it
+ *
+ *	red  5001 10.44.0.0/24 fd00:44::/64    r1 on n1   r2 on n2   r2b on n2   r3 on n3
+ *	blue 5002 10.44.0.0/24                 b1 on n1   b2 on n2
+ *	shut 5003 10.45.0.0/24 internal        s1 on n1
+ */
+import * as assert from 'uvu/assert';
+import type { EndpointView, NetworkView } from '../../src/http/schemas.js';
+import { Mesh, type MeshDocument } from '../support/beeline.js';
+import { Topology } from '../support/netns.js';
+import { scenario } from '../support/scenario.js';
+import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
+
+const document: MeshDocument = {
+	services: [],
+	networks: [
+		{ name: 'red', subnet: '10.44.0.0/24', subnet6: 'fd00:44::/64', vni: 5001, attachable: true },
+		{ name: 'blue', subnet: '10.44.0.0/24', vni: 5002, attachable: true },
+		{ name: 'shut', subnet: '10.45.0.0/24', vni: 5003, attachable: true, options: { internal: true } },
+		{ name: 'closed', subnet: '10.46.0.0/24', vni: 5004 },
+	],
+};
+
+const PLACES = { r1: 'n1', r2: 'n2', r2b: 'n2', r3: 'n3', b1: 'n1', b2: 'n2', s1: 'n1' } as const;
+type Name = keyof typeof PLACES;
+const NETWORK = { r: 'red', b: 'blue', s: 'shut' } as const;
+const networkOf = (name: string) => NETWORK[name[0] as keyof typeof NETWORK];
+
+interface Built {
+	readonly net: Topology;
+	readonly mesh: Mesh;
+	readonly endpoints: Map<string, EndpointView>;
+}
+
+async function attach(b: Built, name: string, node: string, network: string, more: readonly string[] = []) {
+	const { stdout } = await b.mesh
+		.agent(node)
+		.cli(['endpoint', 'attach', '--network', network, '--netns', b.net.ns(name), '-o', 'json', ...more]);
+	const e = JSON.parse(stdout) as EndpointView;
+	b.endpoints.set(name, e);
+	return e;
+}
+
+async function build(): Promise<Built> {
+	const net = await Topology.build();
+	try {
+		const mesh = await Mesh.start(net, document);
+		const built = { net, mesh, endpoints: new Map<string, EndpointView>() };
+		for (const [name, node] of Object.entries(PLACES)) {
+			net.addNamespace(name);
+			await attach(built, name, node, networkOf(name));
+		}
+		return built;
+	} catch (error) {
+		net.close();
+		throw error;
+	}
+}
+
+const pings = (net: Topology, from: string, to: string, more: readonly string[] = []) =>
+	net.exec(from, ['ping', '-n', '-c', '1', '-W', '1', ...more, to], { mayFail: true }).code === 0;
+const reds = ['r1', 'r2', 'r2b', 'r3'] as const;
+
+scenario(
+	'overlay networks',
+	cannotUseNamespaces() ?? cannotLoadBpf(),
+	build,
+	async ({ net, mesh }) => {
+		await mesh.close();
+		net.close();
+	},
+	(test) => {
+		test('an endpoint has an address of its node’s slice, Docker’s MAC, the MTU less 50, and a way out', ({
+			net,
+			endpoints,
+		}) => {
+			const e = (name: Name) => endpoints.get(name) as EndpointView;
+			assert.is(e('r1').address, '10.44.0.2');
+			assert.is(e('r2').address, '10.44.0.64');
+			assert.is(e('r2b').address, '10.44.0.65');
+			assert.is(e('r3').address, '10.44.0.128');
+			assert.is(e('b1').address, '10.44.0.2', 'another network, the same subnet');
+			assert.is(e('r1').mac, '02:42:0a:2c:00:02');
+			assert.is(e('r1').address6, 'fd00:44::a2c:2');
+			assert.is(e('r1').mtu, 1450);
+			const [link] = net.ipJson('r1', `addr show dev ${e('r1').interface}`) as {
+				mtu: number;
+				address: string;
+			}[];
+			assert.equal([link.mtu, link.address], [1450, '02:42:0a:2c:00:02']);
+			assert.is(e('r1').gatewayAddress, '172.30.0.2');
+			assert.is(e('s1').gatewayAddress, null, 'an internal network has no way out');
+			assert.ok(pings(net, 'r1', net.address('c1').v4), 'a client outside is reached');
+			assert.not(pings(net, 's1', net.address('c1').v4));
+			assert.not(pings(net, 'r1', e('b1').gatewayAddress as string), 'legs do not reach each other');
+		});
+
+		test('who is on a network reaches all of it in both families, and nothing of another', ({ net, endpoints }) => {
+			for (const from of reds)
+				for (const to of reds) {
+					const e = endpoints.get(to) as EndpointView;
+					assert.ok(pings(net, from, e.address), `${from} > ${to}`);
+					assert.ok(pings(net, from, e.address6 as string), `${from} > ${to} by IPv6`);
+				}
+			assert.ok(pings(net, 'b1', '10.44.0.64'), 'b1 > b2');
+			assert.not(pings(net, 'b1', '10.44.0.65'), 'r2b is on red, and b1 on blue');
+			assert.not(pings(net, 's1', '10.44.0.2'));
+			assert.not(pings(net, 'r1', '10.44.0.77'), 'nobody has that address');
+		});
+
+		test('1450 bytes cross, one more is refused where it is sent', ({ net, endpoints }) => {
+			const to = (endpoints.get('r2') as EndpointView).address;
+			assert.ok(pings(net, 'r1', to, ['-M', 'do', '-s', '1422']));
+			const over = net.exec('r1', ['ping', '-n', '-c', '1', '-W', '1', '-M', 'do', '-s', '1423', to], {
+				mayFail: true,
+			});
+			assert.match(over.stdout + over.stderr, /message too long, mtu[=:] ?1450/i);
+			assert.ok(pings(net, 'r1', to, ['-s', '4000']), 'without DF it is fragmented');
+		});
+
+		test('TCP streams and UDP cross between nodes and within one', async ({ net, endpoints }) => {
+			for (const to of ['r2', 'r2b', 'r3']) {
+				await net.httpd(to, 80);
+				await net.udpecho(to, 7);
+			}
+			for (const [from, to] of [
+				['r1', 'r2'],
+				['r3', 'r2'],
+				['r2', 'r2b'],
+				['r1', 'r3'],
+			]) {
+				const e = endpoints.get(to) as EndpointView;
+				for (const host of [e.address, `[${e.address6}]`]) {
+					const few = await net.load(from, ['-n', 50, '-c', 8, `${host}:80`]);
+					assert.equal(few.failures, {}, `${from} > ${to} ${JSON.stringify(few)}`);
+					assert.equal(Object.keys(few.backends), [to]);
+					assert.is(Object.keys(few.clients).length, 1);
+					for (const way of ['-D', '-U']) {
+						const report = await net.load(from, ['-n', 4, '-c', 4, way, 4 << 20, `${host}:80`]);
+						assert.equal(report.failures, {}, `${from} > ${to} ${JSON.stringify(report)}`);
+						assert.is(report.requests, 4);
+					}
+					const udp = await net.udpload(from, ['-n', 50, `${host}:7`]);
+					assert.is(udp.lost, 0, `${from} > ${to} ${JSON.stringify(udp)}`);
+				}
+			}
+		});
+
+		test('what an endpoint may not send is dropped and counted', async ({ net, mesh, endpoints }) => {
+			const e = endpoints.get('r1') as EndpointView;
+			const before = (await mesh.agent('n1').verdicts())['overlay_tc drop_spoofed'] ?? 0;
+			net.ip('r1', [`addr add 10.44.0.99/32 dev ${e.interface}`]);
+			assert.not(pings(net, 'r1', '10.44.0.64', ['-I', '10.44.0.99']));
+			net.ip('r1', [`addr del 10.44.0.99/32 dev ${e.interface}`]);
+			const after = (await mesh.agent('n1').verdicts())['overlay_tc drop_spoofed'] ?? 0;
+			assert.ok(after > before);
+		});
+
+		test('a restarted and a killed agent leave the traffic, and know their endpoints', async ({ net, mesh }) => {
+			await mesh.agent('n2').stop('SIGKILL');
+			assert.ok(pings(net, 'r1', '10.44.0.64'));
+			await mesh.agent('n2').start();
+			const { endpoints } = await mesh.agent('n2').get<{ endpoints: EndpointView[] }>('/v1/endpoints');
+			assert.equal(
+				endpoints.map((e) => e.id),
+				['red-10.44.0.64', 'red-10.44.0.65', 'blue-10.44.0.64'],
+			);
+			assert.ok(pings(net, 'r1', '10.44.0.64'));
+		});
+
+		test('bad requests are refused with a sentence', async ({ net, mesh }) => {
+			const refused = async (args: readonly string[]) => {
+				const r = await mesh.agent('n1').cli(['endpoint', 'attach', ...args], { mayFail: true });
+				assert.is(r.code, 1, args.join(' '));
+				return r.stderr;
+			};
+			net.addNamespace('x1');
+			const x1 = ['--netns', net.ns('x1')];
+			assert.match(await refused(['--network', 'none', ...x1]), /network none not found/);
+			assert.match(await refused(['--network', 'closed', ...x1]), /network closed not manually attachable/);
+			assert.match(await refused(['--network', 'red']), /exactly one of --netns, --pid and --container/);
+			assert.match(
+				await refused(['--network', 'red', '--netns', 'nowhere']),
+				/nowhere cannot be used: it does not exist/,
+			);
+			assert.match(await refused(['--network', 'red', '--netns', net.ns('r1')]), /is on network red already/);
+			assert.match(await refused(['--network', 'red', ...x1, '--ip', '10.44.0.2']), /an endpoint of this node has it/);
+			assert.match(await refused(['--network', 'red', ...x1, '--ip', '10.44.0.70']), /outside of 10.44.0.0\/26/);
+			assert.match(await refused(['--network', 'red', ...x1, '--ip', '10.99.0.2']), /no address of 10.44.0.0\/24/);
+			assert.equal(net.ipJson('x1', 'link show') as unknown[], net.ipJson('x1', 'link show dev lo') as unknown[]);
+		});
+
+		test('a container on two networks has two interfaces and one way out', async (b) => {
+			await attach(b, 'x1', 'n1', 'red', ['--ip', '10.44.0.9', '--name', 'both']);
+			await attach(b, 'x1', 'n1', 'shut');
+			assert.ok(pings(b.net, 'x1', '10.44.0.64'));
+			assert.ok(pings(b.net, 'x1', '10.45.0.2'), 's1');
+			const routes = b.net.ipJson('x1', '-4 route show default') as unknown[];
+			assert.is(routes.length, 1);
+			const [red] = JSON.parse((await b.mesh.agent('n1').cli(['network', 'inspect', 'red'])).stdout) as NetworkView[];
+			assert.is(red.Containers['red-10.44.0.9'].Name, 'both');
+			assert.is(red.IPAM.Config[0].Gateway, '10.44.0.1');
+		});
+
+		test('an endpoint goes when it is detached, or with its namespace, and its address is free again', async (b) => {
+			const agent = b.mesh.agent('n1');
+			await agent.cli(['endpoint', 'detach', 'red-10.44.0.9']);
+			assert.not(pings(b.net, 'r2', '10.44.0.9'));
+			b.net.removeNamespace('x1');
+			await waitFor('the endpoint to be forgotten', async () => {
+				const { endpoints } = await agent.get<{ endpoints: EndpointView[] }>('/v1/endpoints');
+				return endpoints.every((e) => e.id !== 'shut-10.45.0.3');
+			});
+			b.net.addNamespace('x2');
+			const e = await attach(b, 'x2', 'n1', 'shut');
+			assert.is(e.address, '10.45.0.3');
+			const rows = (await agent.entries()).maps.find((m) => m.map === 'overlay_endpoints');
+			assert.is(
+				rows?.rows.some((r) => r.includes('10.44.0.9')),
+				false,
+				JSON.stringify(rows),
+			);
+		});
+
+		test('detach leaves no veth, no bridge and no rule', async ({ net, mesh }) => {
+			await mesh.agent('n3').detach();
+			const links = (net.ipJson('n3', 'link show') as { ifname: string }[]).map((l) => l.ifname);
+			assert.equal(links, ['lo', 'eth0']);
+			assert.not.match(net.exec('n3', ['nft', 'list', 'ruleset']).stdout, /beeline/);
+			assert.equal(
+				(net.ipJson('r3', 'link show') as { ifname: string }[]).map((l) => l.ifname),
+				['lo'],
+			);
+		});
+	},
+);
