@@ -4,6 +4,7 @@ import { createSocket } from 'node:dgram';
 import { readFileSync, statSync } from 'node:fs';
 import { connect, isIP } from 'node:net';
 import { sentence } from '../errors.js';
+import type { Failure } from './counters.js';
 import type { Query, Transport } from './resolver.js';
 
 export interface Upstream {
@@ -87,9 +88,6 @@ export interface ForwardLimits {
 	readonly timeoutMs: number;
 }
 export const LIMITS: ForwardLimits = { concurrent: 1024, perSource: 256, timeoutMs: 4000 };
-
-export const FAILURES = ['timeout', 'unreachable', 'failure', 'no_server', 'busy'] as const;
-export type Failure = (typeof FAILURES)[number];
 
 /** An upstream's bytes with the client's id, or `busy` (REFUSED), or `failed` (SERVFAIL). */
 export type Forwarded = Uint8Array | 'busy' | 'failed';

@@ -1,6 +1,6 @@
 /** Runs in a Worker of libbpf-ts: makes the two sockets of a namespace. Their fds are the process's. */
 import { readFileSync, statSync } from 'node:fs';
-import { BpfError, type Listeners, listenersOn, withinNetns } from 'libbpf-ts';
+import { BpfError, type Listeners, listenersOn, loopbackUp, withinNetns } from 'libbpf-ts';
 
 export interface ListenJob {
 	readonly netns: string;
@@ -32,6 +32,8 @@ export function run(job: ListenJob): ListenResult {
 			const [at] = /[0-9A-F]{8}:[0-9A-F]{4}/.exec(line) ?? [];
 			if (at?.startsWith(local)) return { held: "a resolver is there already (Docker's, or another agent's)" };
 		}
+		// `ip netns add` leaves lo down, and then there is no 127.0.0.11 to ask.
+		loopbackUp();
 		try {
 			const { ino, dev } = statSync('/proc/thread-self/ns/net');
 			return { ...listenersOn(job.address, job.port), identity: `${dev}:${ino}` };

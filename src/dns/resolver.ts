@@ -6,6 +6,7 @@
  * return unchanged, and every record points to it (RFC 1035 section 4.1.4), which dns-packet does not do.
  */
 import packet, { type Answer, type OptAnswer } from 'dns-packet';
+import type { Result } from './counters.js';
 import { addressesOf, type Family, pointerOf, type View } from './zone.js';
 
 /** Seconds; Docker's. */
@@ -26,19 +27,6 @@ const CD = 0x0010;
 
 export const RCODE = { NOERROR: 0, FORMERR: 1, SERVFAIL: 2, NXDOMAIN: 3, NOTIMP: 4, REFUSED: 5 } as const;
 export type Rcode = keyof typeof RCODE;
-
-/** How a query ended, as the metric's label says it. */
-export const RESULTS = [
-	'answer',
-	'nodata',
-	'forwarded',
-	'servfail',
-	'refused',
-	'malformed',
-	'unsupported',
-	'dropped',
-] as const;
-export type Result = (typeof RESULTS)[number];
 
 export type Transport = 'udp' | 'tcp';
 

@@ -6,9 +6,10 @@ import { dirname } from 'node:path';
 import { type Netns, openNetns, UsageError } from 'libbpf-ts';
 import type { Logger } from 'pino';
 import { BeelineError, sentence } from '../errors.js';
-import { type Failure, Forwarder, type ForwardLimits, NodeServers } from './forward.js';
+import { type DnsCounters, RESULTS, type ServeState } from './counters.js';
+import { Forwarder, type ForwardLimits, NodeServers } from './forward.js';
 import type { ListenJob, ListenResult } from './listen-job.js';
-import { plainAnswer, RESULTS, type Result, resolve, type Transport } from './resolver.js';
+import { type Outcome, plainAnswer, resolve, type Transport } from './resolver.js';
 import { type NamedNetwork, type NetworkNames, namesOf, type View, viewOf } from './zone.js';
 
 export interface NameServiceDeps {
@@ -28,17 +29,6 @@ export interface ServedEndpoint {
 	readonly netns: string;
 	/** Names of the networks it is attached to. */
 	readonly networks: readonly string[];
-}
-
-/** `held`: somebody else answers on 127.0.0.11 there, and is left alone. */
-export type ServeState = 'serving' | 'held';
-
-export interface DnsCounters {
-	readonly queries: Readonly<Record<Result, number>>;
-	readonly truncated: number;
-	readonly failures: Readonly<Record<Failure, number>>;
-	readonly inFlight: number;
-	readonly namespaces: Readonly<Record<ServeState, number>>;
 }
 
 const ADDRESS = 0x7f00000b; // forward.ts: OWN_ADDRESS
@@ -372,7 +362,14 @@ export class NameService {
 
 	/** Answers one message, or not. @param say is called at most once, perhaps later */
 	#handle(space: Space, bytes: Uint8Array, via: Transport, say: (answer: Uint8Array | undefined) => void): void {
-		const outcome = resolve(bytes, this.#view(space), via, this.#random);
+		let outcome: Outcome;
+		try {
+			outcome = resolve(bytes, this.#view(space), via, this.#random);
+		} catch (e) {
+			// A container's message must not end the agent, whatever is wrong with our reading of it.
+			this.#log.debug(`names: a query could not be read: ${sentence(e)}`);
+			outcome = { kind: 'drop' };
+		}
 		if (outcome.kind === 'drop') {
 			this.#queries.dropped++;
 			say(undefined);

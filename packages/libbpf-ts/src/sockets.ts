@@ -12,8 +12,9 @@ const SOCK_DGRAM = 2;
 const SOCK_FLAGS = 0o2004000; // SOCK_CLOEXEC | SOCK_NONBLOCK
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
-const SOL_IP = 0;
-const IP_FREEBIND = 15;
+const SIOCGIFFLAGS = 0x8913;
+const SIOCSIFFLAGS = 0x8914;
+const IFF_UP = 1;
 
 /**
  * Calls `work` with the calling thread inside a network namespace, and brings the thread home again: it holds no namespace
@@ -49,6 +50,32 @@ export function withinNetns<T>(netns: string, work: () => T): T {
 	}
 }
 
+/**
+ * Brings `lo` of the calling thread's namespace up: until then 127.0.0.0/8 is nowhere in it. Needs CAP_NET_ADMIN.
+ *
+ * @returns whether it was down
+ * @throws BpfError
+ */
+export function loopbackUp(): boolean {
+	const n = native();
+	const failed = () => new BpfError('bring lo up', n.errno(), permissionHint(n.errno()));
+	const fd = n.socket(AF_INET, SOCK_DGRAM | SOCK_FLAGS, 0);
+	if (fd < 0) throw failed();
+	try {
+		// struct ifreq: a name of 16 bytes, then the flags as a short.
+		const request = new Uint8Array(new ArrayBuffer(40));
+		request.set(Buffer.from('lo'));
+		if (n.ioctl(fd, SIOCGIFFLAGS, request) < 0) throw failed();
+		const flags = new DataView(request.buffer);
+		if (flags.getUint16(16, true) & IFF_UP) return false;
+		flags.setUint16(16, flags.getUint16(16, true) | IFF_UP, true);
+		if (n.ioctl(fd, SIOCSIFFLAGS, request) < 0) throw failed();
+		return true;
+	} finally {
+		n.closeFd(fd);
+	}
+}
+
 /** Two fds, non-blocking and closed on exec. Who gets them closes them. */
 export interface Listeners {
 	readonly udp: number;
@@ -56,8 +83,7 @@ export interface Listeners {
 }
 
 /**
- * A UDP socket and a listening TCP socket on one IPv4 address and port of the calling thread's namespace. The address need
- * not be there yet (IP_FREEBIND): 127.0.0.0/8 is not while `lo` is down.
+ * A UDP socket and a listening TCP socket on one IPv4 address and port of the calling thread's namespace.
  *
  * @param address host order
  * @param backlog connections that wait to be accepted
@@ -72,14 +98,12 @@ export function listenersOn(address: number, port: number, backlog = 128): Liste
 		const fd = n.socket(AF_INET, type | SOCK_FLAGS, 0);
 		if (fd < 0) throw failed();
 		opened.push(fd);
-		const option = (level: number, name: number) => {
+		// Connections of an agent before this one may still be in TIME_WAIT. A UDP socket must not share its port.
+		if (kind === 'TCP') {
 			const one = new Uint8Array(new ArrayBuffer(4));
 			one[0] = 1; // little-endian, as both supported machines are
-			if (n.setsockopt(fd, level, name, one, 4) < 0) throw failed();
-		};
-		option(SOL_IP, IP_FREEBIND);
-		// Connections of an agent before this one may still be in TIME_WAIT. A UDP socket must not share its port.
-		if (kind === 'TCP') option(SOL_SOCKET, SO_REUSEADDR);
+			if (n.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, one, 4) < 0) throw failed();
+		}
 		const a = new Uint8Array(new ArrayBuffer(16));
 		const v = new DataView(a.buffer);
 		v.setUint16(0, AF_INET, true);
