@@ -87,7 +87,7 @@ export interface ForwardLimits {
 	/** For one server's answer, and for a turn; ms. */
 	readonly timeoutMs: number;
 }
-export const LIMITS: ForwardLimits = { concurrent: 1024, perSource: 256, timeoutMs: 4000 };
+export const LIMITS: ForwardLimits = { concurrent: 1024, perSource: 512, timeoutMs: 4000 };
 
 /** An upstream's bytes with the client's id, or `busy` (REFUSED), or `failed` (SERVFAIL). */
 export type Forwarded = Uint8Array | 'busy' | 'failed';

@@ -93,6 +93,8 @@ export class NameService {
 	readonly #nowMs: () => number;
 	readonly #forwarder: Forwarder;
 	readonly #spaces = new Map<string, Space>();
+	/** By identity of the namespace. */
+	readonly #opening = new Map<string, Promise<ServeState>>();
 	/** Endpoint → identity of its namespace. */
 	readonly #where = new Map<string, string>();
 	#networks = new Map<string, Known>();
@@ -175,14 +177,12 @@ export class NameService {
 		this.#watch(path);
 		if (space.state === 'serving') return 'serving';
 		if (space.state === 'held' && this.#nowMs() - space.triedMs < HELD_RETRY_MS) return 'held';
-		space.opening ??= this.#open(space, path).finally(() => {
-			space.opening = undefined;
-		});
+		space.opening ??= this.#openInTurn(space, path);
 		try {
 			return await space.opening;
 		} catch (e) {
-			// Forgotten, so that the next call begins anew.
-			if (space.state === undefined) this.forget(endpoint.id);
+			// Forgotten, so that the next call begins anew; a later call's space is not this one.
+			if (space.state === undefined && this.#spaces.get(identity) === space) this.forget(endpoint.id);
 			throw e;
 		}
 	}
@@ -215,7 +215,7 @@ export class NameService {
 		this.#closed = true;
 		clearInterval(this.#timer);
 		this.#forwarder.close();
-		const opening = [...this.#spaces.values()].map((s) => s.opening);
+		const opening = [...this.#opening.values()];
 		for (const id of [...this.#where.keys()]) this.forget(id);
 		await Promise.allSettled(opening);
 		clearTimeout(this.#workerTimer);
@@ -265,6 +265,21 @@ export class NameService {
 				watcher.close();
 				this.#watchers.delete(dir);
 			}
+	}
+
+	/** After whoever is still opening there for an endpoint that was forgotten meanwhile: its sockets would be in the way. */
+	#openInTurn(space: Space, path: string): Promise<ServeState> {
+		const { identity } = space;
+		const former = this.#opening.get(identity);
+		const opened = (async () => {
+			await former?.catch(() => undefined);
+			return await this.#open(space, path);
+		})().finally(() => {
+			space.opening = undefined;
+			if (this.#opening.get(identity) === opened) this.#opening.delete(identity);
+		});
+		this.#opening.set(identity, opened);
+		return opened;
 	}
 
 	async #open(space: Space, path: string): Promise<ServeState> {

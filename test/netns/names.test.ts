@@ -8,8 +8,9 @@
  *
  *	 x1 … x100                  empty namespaces, for counting
  */
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as assert from 'uvu/assert';
@@ -17,54 +18,17 @@ import type { DnsCounters } from '../../src/dns/counters.js';
 import type { NamedNetwork } from '../../src/dns/zone.js';
 import { reverseName } from '../../src/dns/zone.js';
 import { blue, red } from '../dns/support.js';
+import { IpcChild } from '../support/ipc.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotUseNamespaces, hasTool } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
 
+const dnsPacket = createRequire(import.meta.url).resolve('dns-packet');
 const script = (name: string): string => fileURLToPath(new URL(`../support/${name}.js`, import.meta.url));
 
-/** A node process in a namespace, asked over IPC. */
-class Child {
-	readonly #process: ChildProcess;
-	#next = 1;
-	readonly #waiting = new Map<number, { done: (v: unknown) => void; fail: (e: Error) => void }>();
-
-	constructor(net: Topology, name: string, file: string, args: readonly string[]) {
-		this.#process = spawn(
-			'nsenter',
-			[`--net=/run/netns/${net.ns(name)}`, '--', process.execPath, script(file), ...args],
-			{
-				stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-			},
-		);
-		this.#process.on('message', (m: { id: number; result?: unknown; error?: string }) => {
-			const w = this.#waiting.get(m.id);
-			this.#waiting.delete(m.id);
-			if (m.error !== undefined) w?.fail(new Error(m.error));
-			else w?.done(m.result);
-		});
-		this.#process.on('exit', () => {
-			for (const w of this.#waiting.values()) w.fail(new Error(`${file} ended`));
-		});
-	}
-
-	call<T>(op: string, args?: unknown): Promise<T> {
-		const id = this.#next++;
-		return new Promise<T>((done, fail) => {
-			this.#waiting.set(id, { done: done as (v: unknown) => void, fail });
-			this.#process.send({ id, op, args });
-		});
-	}
-
-	kill(): Promise<void> {
-		if (this.#process.exitCode !== null || this.#process.signalCode !== null) return Promise.resolve();
-		return new Promise((done) => {
-			this.#process.once('exit', () => done());
-			this.#process.kill('SIGKILL');
-		});
-	}
-}
+const child = (net: Topology, name: string, file: string, ...args: string[]): IpcChild =>
+	new IpcChild(['nsenter', `--net=/run/netns/${net.ns(name)}`, '--', process.execPath, script(file), ...args]);
 
 interface Facts {
 	readonly fds: number;
@@ -90,12 +54,12 @@ const many: NamedNetwork = {
 interface Shared {
 	readonly net: Topology;
 	readonly conf: string;
-	readonly upstream: Child;
-	names: Child;
+	readonly upstream: IpcChild;
+	names: IpcChild;
 }
 
-function startNames(net: Topology, conf: string): Child {
-	return new Child(net, 'n1', 'nameservice', [conf, JSON.stringify({ timeoutMs: 1000 })]);
+function startNames(net: Topology, conf: string): IpcChild {
+	return child(net, 'n1', 'nameservice', conf, JSON.stringify({ timeoutMs: 1000 }));
 }
 
 async function build(): Promise<Shared> {
@@ -103,7 +67,7 @@ async function build(): Promise<Shared> {
 	const conf = join(net.directory, 'resolv.conf');
 	const { v4, v6 } = net.address('c1');
 	writeFileSync(conf, `nameserver 127.0.0.11\nnameserver ${v4}\n`);
-	const upstream = new Child(net, 'c1', 'upstream', [v4, v6]);
+	const upstream = child(net, 'c1', 'upstream', v4, v6);
 	const names = startNames(net, conf);
 	await names.call('update', [red, blue, many]);
 	await upstream.call('asked');
@@ -245,6 +209,73 @@ scenario(
 			assert.equal(kept.sort(), ['10.44.0.2', '10.44.0.30', '203.0.113.7']);
 		});
 
+		test('TCP: many queries on one connection, half closed, in pieces; rubbish and crowds end their own connection', async ({
+			net,
+		}) => {
+			const client = async (code: string) => {
+				const r = await net.execAsync('n1t1', [
+					process.execPath,
+					'-e',
+					`const net = require('net'), packet = require(${JSON.stringify(dnsPacket)});
+					const query = (name, id) => packet.streamEncode({ type: 'query', id, flags: 256, questions: [{ name, type: 'A' }] });
+					const dial = () => net.connect({ host: '127.0.0.11', port: 53, allowHalfOpen: true });
+					${code}`,
+				]);
+				return JSON.parse(r.stdout) as unknown;
+			};
+			// 300 at once, ours and forwarded ones by turns, and nothing more to say.
+			const read = `let got = Buffer.alloc(0); const ids = new Set();
+				c.on('data', (d) => { got = Buffer.concat([got, d]);
+					while (got.length > 1 && got.length >= 2 + got.readUInt16BE(0)) {
+						const n = 2 + got.readUInt16BE(0); const p = packet.streamDecode(got.subarray(0, n)); ids.add(p.id + p.answers.length * 1000); got = got.subarray(n); } });
+				c.on('end', () => { console.log(JSON.stringify([...ids].sort((a, b) => a - b))); c.end(); });`;
+			const wanted = Array.from({ length: 300 }, (_, i) => 1000 + i);
+			assert.equal(
+				await client(`const c = dial(); ${read}
+					c.end(Buffer.concat(Array.from({ length: 300 }, (_, i) => query(i % 3 ? 'web' : 'good.example', i))));`),
+				wanted,
+			);
+			// Byte by byte.
+			assert.equal(
+				await client(`const c = dial(); c.setNoDelay(true); ${read}
+					const all = query('web', 7); let i = 0;
+					const next = () => i < all.length ? c.write(all.subarray(i, ++i), () => setTimeout(next, 1)) : c.end(); next();`),
+				[1007],
+			);
+			// An answer for a query, and a length without its message.
+			assert.equal(
+				await client(`let closed = 0; const done = () => { if (++closed === 2) console.log(closed); };
+					const a = dial(); a.on('close', done).on('error', () => {}).on('end', () => a.end()).resume();
+					a.write(Buffer.concat([Buffer.from([0, 12]), Buffer.from([0, 1, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0])]));
+					const b = dial(); b.on('close', done).on('error', () => {}).on('end', () => b.end()).resume();
+					b.end(Buffer.from([255, 255, 1, 2, 3]));`),
+				2,
+			);
+			// 80 connections: 64 are kept, and answered.
+			assert.equal(
+				await client(`const all = Array.from({ length: 80 }, dial); let open = 0, closed = 0, tried = 0;
+					const look = () => { if (open + closed === 80) { console.log(JSON.stringify([open, closed])); process.exit(); } };
+					for (const c of all) { let answered = false; c.on('error', () => {});
+						c.on('connect', () => c.write(query('web', 1)));
+						c.on('data', () => { answered = true; open++; look(); });
+						c.on('end', () => c.end()); c.on('close', () => { if (!answered) { closed++; look(); } }); }`),
+				[64, 16],
+			);
+			await waitFor('room for another', async () => (await short(net, 'n1t1', 'web', '+tcp'))[0] === '10.44.0.2');
+			// It reads nothing of what it asked for: its connection waits, nothing grows, others are served.
+			const deaf = net.spawn('n1t1', [
+				process.execPath,
+				'-e',
+				`const packet = require(${JSON.stringify(dnsPacket)}); const c = require('net').connect(53, '127.0.0.11');
+				c.pause(); const q = packet.streamEncode({ type: 'query', id: 1, flags: 256, questions: [{ name: 'big', type: 'A' }] });
+				const many = Buffer.concat(Array(1000).fill(q)); let n = 0;
+				const more = () => { while (n++ < 100 && c.write(many)); }; c.on('drain', more); c.on('connect', () => { more(); console.log('asked'); });`,
+			]);
+			await waitFor('it to ask', () => deaf.stdout().includes('asked'));
+			assert.equal(await short(net, 'n1t1', 'web', '+tcp'), ['10.44.0.2']);
+			await deaf.stop();
+		});
+
 		test('each namespace sees the networks it is on; two endpoints in one see both', async ({ net, names }) => {
 			await names.call('serve', { id: 'e2', netns: path(net, 'n1t2'), networks: ['blue'] });
 			assert.equal(await short(net, 'n1t2', 'web'), ['10.55.0.2']);
@@ -256,6 +287,21 @@ scenario(
 			assert.equal(await short(net, 'n1t2', 'web'), ['10.44.0.2']);
 			await names.call('forget', 'e2b');
 			assert.match((await dig(net, 'n1t2', 'web')).join('\n'), /connection refused|no servers could be reached/);
+		});
+
+		test('served, forgotten and served again before the first was done: the last one counts', async ({
+			net,
+			names,
+		}) => {
+			const serve = () => names.call<string>('serve', { id: 'e2', netns: path(net, 'n1t2'), networks: ['blue'] });
+			const first = serve().catch((e: Error) => e.message);
+			const forgotten = names.call('forget', 'e2');
+			const second = serve();
+			assert.match(await first, /the namespace went/);
+			await forgotten;
+			assert.is(await second, 'serving');
+			assert.equal(await short(net, 'n1t2', 'web'), ['10.55.0.2']);
+			await names.call('forget', 'e2');
 		});
 
 		test('scaling is visible in the next query', async ({ net, names }) => {
@@ -378,6 +424,18 @@ scenario(
 			await shared.names.call('update', [red, blue, many]);
 			assert.equal(await short(net, 'n1t1', 'web'), ['10.44.0.2']);
 			assert.equal(await short(net, 'n1t1', 'web', '+tcp'), ['10.44.0.2']);
+		});
+
+		test('100 000 queries, 64 at a time: every one is answered', async ({ net, names }) => {
+			const before = await names.call<Facts>('facts');
+			const r = await net.execAsync('n1t1', [process.execPath, script('dnsflood'), '100000', 'tasks.web', '', '64'], {
+				timeoutMs: 120_000,
+			});
+			const report = JSON.parse(r.stdout) as { sent: number; answers: number; ms: number };
+			const after = await names.call<Facts>('facts');
+			console.log(`   ${r.stdout.trim()}; ${(after.rssMb - before.rssMb).toFixed(1)} MB more`);
+			assert.equal([report.sent, report.answers], [100_000, 100_000]);
+			assert.ok(after.rssMb - before.rssMb < 100, `memory grew by ${after.rssMb - before.rssMb} MB`);
 		});
 
 		test('a flood of 100 000 queries: bounded in time and memory, and others are served meanwhile', async (shared) => {
