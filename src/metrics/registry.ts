@@ -1,5 +1,6 @@
 /** A prom-client registry that reads the kernel's counters when it is scraped, and at no other time. */
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { DnsCounters } from '../dns/counters.js';
 import type { Counters } from '../mesh/store.js';
 import { Monotonic } from './monotonic.js';
 import { METRICS, type MetricKey, type MetricSpec } from './table.js';
@@ -38,6 +39,8 @@ export interface MetricsDeps {
 	readonly snapshot: () => MetricsSnapshot | undefined;
 	/** Seconds each program ran since it was loaded; undefined while statistics are off. */
 	readonly runSeconds: () => readonly { readonly program: string; readonly seconds: number }[] | undefined;
+	/** What the name service counted; undefined, or absent, where there is none. */
+	readonly dns?: () => DnsCounters | undefined;
 }
 
 export interface Metrics {
@@ -132,6 +135,14 @@ export function createMetrics(deps: MetricsDeps): Metrics {
 		for (const m of deps.sizes()) {
 			set('mapEntries', { map: m.map }, m.entries);
 			set('mapMaxEntries', { map: m.map }, m.maxEntries);
+		}
+		const dns = deps.dns?.();
+		if (dns !== undefined) {
+			for (const [result, n] of Object.entries(dns.queries)) count('dnsQueries', { result }, n);
+			for (const [reason, n] of Object.entries(dns.failures)) count('dnsUpstreamFailures', { reason }, n);
+			for (const [state, n] of Object.entries(dns.namespaces)) set('dnsNamespaces', { state }, n);
+			count('dnsTruncated', {}, dns.truncated);
+			set('dnsForwarding', {}, dns.inFlight);
 		}
 		const runs = new Map<string, number>();
 		for (const r of deps.runSeconds() ?? []) runs.set(r.program, (runs.get(r.program) ?? 0) + r.seconds);

@@ -6,7 +6,7 @@ export interface MetricSpec {
 	readonly name: string;
 	readonly type: 'counter' | 'gauge' | 'histogram';
 	readonly help: string;
-	readonly unit: 'packets' | 'bytes' | 'seconds' | 'flows' | 'entries' | 'slots' | 'errors' | 'none';
+	readonly unit: 'packets' | 'bytes' | 'seconds' | 'flows' | 'entries' | 'slots' | 'errors' | 'queries' | 'none';
 	readonly labels: readonly string[];
 	/** Upper bounds of a histogram, in its unit. */
 	readonly buckets?: readonly number[];
@@ -133,6 +133,41 @@ export const METRICS = {
 		help: 'Ports, uplinks and labels that are refused (GET /v1/status says why)',
 		unit: 'entries',
 		labels: [],
+	},
+	dnsQueries: {
+		name: 'beeline_dns_queries_total',
+		type: 'counter',
+		help: 'Name queries of endpoints by what became of them: answer, nodata (ours, without such an address), forwarded (to the servers of the node), servfail, refused, malformed, unsupported, dropped',
+		unit: 'queries',
+		labels: ['result'],
+	},
+	dnsTruncated: {
+		name: 'beeline_dns_truncated_total',
+		type: 'counter',
+		help: 'Answers that were cut because the client takes no more over UDP; it asks again over TCP',
+		unit: 'queries',
+		labels: [],
+	},
+	dnsUpstreamFailures: {
+		name: 'beeline_dns_upstream_failures_total',
+		type: 'counter',
+		help: 'Servers of the node that gave no answer to a forwarded query: timeout, unreachable, failure (SERVFAIL or REFUSED), no_server (resolv.conf names none), busy (too many queries under way)',
+		unit: 'queries',
+		labels: ['reason'],
+	},
+	dnsForwarding: {
+		name: 'beeline_dns_forwarding',
+		type: 'gauge',
+		help: 'Name queries that wait for a server of the node now',
+		unit: 'queries',
+		labels: [],
+	},
+	dnsNamespaces: {
+		name: 'beeline_dns_namespaces',
+		type: 'gauge',
+		help: 'Namespaces of endpoints by state: serving, or held by another resolver or server on port 53',
+		unit: 'entries',
+		labels: ['state'],
 	},
 	programRun: {
 		name: 'beeline_program_run_seconds_total',

@@ -39,6 +39,22 @@ function setUp() {
 		sizes: () => [{ map: 'vteps', entries: 2, maxEntries: 4096 }],
 		snapshot: () => state.snapshot,
 		runSeconds: () => state.run,
+		dns: () => ({
+			queries: {
+				answer: 9,
+				nodata: 1,
+				forwarded: 4,
+				servfail: 0,
+				refused: 0,
+				malformed: 2,
+				unsupported: 0,
+				dropped: 0,
+			},
+			truncated: 3,
+			failures: { timeout: 5, unreachable: 0, failure: 0, no_server: 0, busy: 0 },
+			inFlight: 2,
+			namespaces: { serving: 7, held: 1 },
+		}),
 	});
 	const value = async (line: string) => {
 		const { text } = await metrics.scrape();
@@ -76,6 +92,13 @@ test('a scrape shows every metric of the table, with its help and type', async (
 
 test('values and labels', async () => {
 	const { value, state } = setUp();
+	for (let i = 0; i < 2; i++)
+		assert.is(await value('beeline_dns_queries_total{result="answer"}'), 9, 'a total, not a sum');
+	assert.is(await value('beeline_dns_queries_total{result="dropped"}'), 0);
+	assert.is(await value('beeline_dns_upstream_failures_total{reason="timeout"}'), 5);
+	assert.is(await value('beeline_dns_truncated_total'), 3);
+	assert.is(await value('beeline_dns_forwarding'), 2);
+	assert.is(await value('beeline_dns_namespaces{state="held"}'), 1);
 	assert.is(await value('beeline_packets_total{program="uplink_xdp",verdict="encap_node"}'), 7);
 	assert.is(await value('beeline_bytes_total{program="uplink_xdp",verdict="encap_node"}'), 700);
 	assert.is(await value('beeline_service_packets_total{service="web",protocol="tcp",port="8080"}'), 10);

@@ -15,6 +15,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { BackendView, NodeView, ServiceView, StatusView } from '../../src/http/schemas.js';
 import { beeline } from '../support/beeline.js';
+import { IpcChild } from '../support/ipc.js';
 import { type LoadReport, mountBpffs, type Result, type UdpReport } from '../support/netns.js';
 import { hasTool } from '../support/skip.js';
 import { root, tool } from '../support/tools.js';
@@ -104,6 +105,14 @@ export class Swarm {
 		if (result.code !== 0 && !mayFail)
 			throw new Error(`${command.join(' ')} on ${where}: ${result.stderr}${result.stdout}`);
 		return result;
+	}
+
+	/** A node process in a node's namespaces (see IpcChild). */
+	ipc(where: number, script: string, ...args: readonly string[]): IpcChild {
+		return new IpcChild(
+			[join(root, 'test/swarm/bed'), 'exec', String(where), process.execPath, script, ...args],
+			this.#env(),
+		);
 	}
 
 	#spawn(where: number | 'client', command: readonly string[]): ReturnType<typeof spawnProcess> {

@@ -80,6 +80,8 @@ export interface Native {
 	getsockopt(fd: number, level: number, name: number, value: Mem, length: Mem): number;
 	setsockopt(fd: number, level: number, name: number, value: Mem, length: number): number;
 	bind(fd: number, address: Mem, length: number): number;
+	listen(fd: number, backlog: number): number;
+	ioctl(fd: number, request: number, argument: Mem): number;
 	getsockname(fd: number, address: Mem, length: Mem): number;
 	sendmmsg(fd: number, messages: Mem, count: number, flags: number): number;
 	recvmmsg(fd: number, messages: Mem, count: number, flags: number, timeout: Mem): number;
@@ -201,6 +203,8 @@ function load(): Native {
 		getsockopt: c('getsockopt', 'int getsockopt(int fd, int l, int n, void *v, void *len)'),
 		setsockopt: c('setsockopt', 'int setsockopt(int fd, int l, int n, void *v, uint32_t len)'),
 		bind: c('bind', 'int bind(int fd, void *a, uint32_t len)'),
+		listen: c('listen', 'int listen(int fd, int n)'),
+		ioctl: c('ioctl', 'int ioctl(int fd, ulong r, void *a)'),
 		getsockname: c('getsockname', 'int getsockname(int fd, void *a, void *len)'),
 		sendmmsg: c('sendmmsg', 'int sendmmsg(int fd, void *m, uint n, int f)'),
 		recvmmsg: c('recvmmsg', 'int recvmmsg(int fd, void *m, uint n, int f, void *t)'),
