@@ -9,30 +9,18 @@
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
-import { Mesh, targets, taskBackend } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { type Mesh, startServed, targets } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
 
-async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	const net = await Topology.build({ tasks: { n2: 1, n3: 1 } });
-	try {
-		for (const task of net.tasks()) await net.httpd(task, 80);
-		const backends = net.tasks().map((task) => taskBackend(net, task));
-		const mesh = await Mesh.start(net, {
-			services: [
-				{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { returnPath: 'auto' }, backends },
-				// Its only backend is the last, whatever its node does.
-				{ name: 'lone', ports: [{ published: 8081, target: 80 }], backends: backends.slice(1) },
-			],
-		});
-		return { net, mesh };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
-}
+const build = () =>
+	startServed({ tasks: { n2: 1, n3: 1 } }, (backends) => [
+		{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { returnPath: 'auto' }, backends },
+		// Its only backend is the last, whatever its node does.
+		{ name: 'lone', ports: [{ published: 8081, target: 80 }], backends: backends.slice(1) },
+	]);
 
 const state = async (mesh: Mesh, seenBy: string, service: string, node: string) =>
 	(await mesh.agent(seenBy).backends()).find((b) => b.service === service && b.node === node)?.state;
