@@ -258,6 +258,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		// ---- state of the loop ----
 		let mesh: Mesh | undefined;
 		let local: Local | undefined;
+		/** What `local` was read for. */
+		let seenSignature = '';
 		let now: Entries | undefined;
 		let health = HEALTHY;
 		let committed = false;
@@ -292,15 +294,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		// ---- metrics ----
 		let flowsAt = 0;
 		let flowsBy = new Map<string, number>();
+		/** Slots in transition of the services that have any. */
 		const movingBy = (): Map<string, number> => {
-			const by = new Map<string, number>();
 			const moving = reconciler.moving();
-			for (const s of now?.services.values() ?? []) {
-				let n = 0;
-				for (const f of s.frontends) n += moving.get(f.index) ?? 0;
-				by.set(s.mesh.name, n);
-			}
-			return by;
+			return now === undefined || moving.size === 0 ? new Map() : views.movingByService(now, moving);
 		};
 		const metrics = createMetrics({
 			version: deps.version,
@@ -383,6 +380,27 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			if (JSON.stringify(next) === JSON.stringify(state)) return;
 			state = next;
 			writeState(stateFile, state);
+		}
+
+		/** What must outlive this agent is in the state file before it is in force. */
+		function keepFacts(l: Local): void {
+			saveState({
+				...state,
+				neighbours: l.neighbours,
+				kernelPorts: [...l.facts.kernelPorts].map((k) => portName(k >>> 16 === 1 ? 'udp' : 'tcp', k & 0xffff)),
+				reservedPorts: [...new Set([...state.reservedPorts, ...l.publishedPorts])],
+			});
+			try {
+				const reserved = reservePorts(new Set(state.reservedPorts), l.publishedPorts);
+				saveState({ ...state, reservedPorts: [...reserved] });
+				warnings.delete('reserve');
+			} catch (e) {
+				// In a container /proc/sys is read-only. The datapath asks for the socket where a port is in the range.
+				warnings.set(
+					'reserve',
+					`published ports cannot be kept from being source ports (${sentence(e)}): set net.ipv4.ip_local_reserved_ports on the node`,
+				);
+			}
 		}
 
 		function updatePeers(nodes: Iterable<{ name: string; address: string }>, digest: bigint): void {
@@ -533,7 +551,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					...(mesh === undefined ? {} : { previous: mesh }),
 				});
 				const lookedAt = new Date();
-				const looks = local === undefined || rereads || views.localSignature(nextMesh) !== views.localSignature(mesh);
+				// Worked out by the first run too: the first change would wait for what it says of every service.
+				const signature = views.localSignature(nextMesh);
+				const looks = local === undefined || rereads || signature !== seenSignature;
+				seenSignature = signature;
 				const l =
 					local === undefined || looks
 						? await locals.collect({
@@ -549,26 +570,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (looks) {
 					for (const e of await networks.reap(l.names, lookedAt))
 						log.info(`endpoint ${e.id}: its namespace is gone, and it with it`);
-				}
-				saveState({
-					...state,
-					neighbours: l.neighbours,
-					kernelPorts: [...l.facts.kernelPorts].map((k) => portName(k >>> 16 === 1 ? 'udp' : 'tcp', k & 0xffff)),
-					reservedPorts: [
-						...state.reservedPorts,
-						...[...l.publishedPorts].filter((p) => !state.reservedPorts.includes(p)),
-					],
-				});
-				try {
-					const reserved = reservePorts(new Set(state.reservedPorts), l.publishedPorts);
-					saveState({ ...state, reservedPorts: [...reserved] });
-					warnings.delete('reserve');
-				} catch (e) {
-					// In a container /proc/sys is read-only. The datapath asks for the socket where a port is in the range.
-					warnings.set(
-						'reserve',
-						`published ports cannot be kept from being source ports (${sentence(e)}): set net.ipv4.ip_local_reserved_ports on the node`,
-					);
+					keepFacts(l);
 				}
 
 				mesh = nextMesh;

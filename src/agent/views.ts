@@ -58,6 +58,30 @@ export function backendsByIndex(e: Entries): ReadonlyMap<number, MeshBackend> {
 	return out;
 }
 
+/** Of slots by frontend, those of each service that has any. */
+export function movingByService(e: Entries, byFrontend: ReadonlyMap<number, number>): Map<string, number> {
+	const out = new Map<string, number>();
+	for (const s of e.services.values())
+		for (const f of s.frontends) {
+			const n = byFrontend.get(f.index);
+			if (n) out.set(s.mesh.name, (out.get(s.mesh.name) ?? 0) + n);
+		}
+	return out;
+}
+
+const counted = new WeakMap<MeshService, number>();
+
+/** Backends that serve. A service that did not change is the same object, and is asked about with every status. */
+function activeOf(s: MeshService): number {
+	let n = counted.get(s);
+	if (n === undefined) {
+		n = 0;
+		for (const b of s.backends) if (b.state === 'active') n++;
+		counted.set(s, n);
+	}
+	return n;
+}
+
 export function digestText(digest: bigint): string {
 	return digest.toString(16).padStart(16, '0');
 }
@@ -90,7 +114,7 @@ export function status(i: StatusInput): StatusView {
 	let active = 0;
 	for (const s of mesh?.services.values() ?? []) {
 		all += s.backends.length;
-		for (const b of s.backends) if (b.state === 'active') active++;
+		active += activeOf(s);
 	}
 	return {
 		version: i.version,
@@ -391,7 +415,7 @@ export function metricsSnapshot(
 	return {
 		frontends,
 		backends: rows,
-		slotsInTransition: counts.moving,
+		slotsInTransition: new Map([...mesh.services.keys()].map((s) => [s, counts.moving.get(s) ?? 0])),
 		flows: counts.flows,
 		nodes: nodes(mesh, local, peers)
 			.filter((n) => !n.self)

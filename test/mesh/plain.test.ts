@@ -40,7 +40,7 @@ networks:
 
 test('plain YAML is read as the real parser reads it', () => {
 	assert.equal(parsePlainYaml(MESH), parse(MESH));
-	assert.ok(readMesh('m', Buffer.from(MESH)).items);
+	assert.ok(readMesh('m', Buffer.from(MESH)).prints);
 });
 
 test('what is not plain is left to the real parser', () => {
@@ -184,6 +184,8 @@ const row = fc.record({
 	b: fc.uniqueArray(fc.integer({ min: 1, max: 30 }), { minLength: 1, maxLength: 6 }),
 	weight: fc.integer({ min: 0, max: 3 }),
 });
+/** A service each, a few, or all in one part of the file. */
+const partBytes = fc.constantFrom(1, 300, 65536);
 const rows = fc.uniqueArray(row, { minLength: 1, maxLength: 8, selector: (r) => r.s });
 
 test('a change is read as the whole file would be, and services that it leaves alone stay the same objects', () => {
@@ -193,13 +195,13 @@ test('a change is read as the whole file would be, and services that it leaves a
 		['indented json', (r: readonly Row[]) => write.json(r, 2)],
 	] as const)
 		fc.assert(
-			fc.property(rows, fc.array(rows, { maxLength: 4 }), (start, later) => {
-				let reading: Reading = readMesh('m', Buffer.from(text(start)));
+			fc.property(rows, fc.array(rows, { maxLength: 4 }), partBytes, (start, later, part) => {
+				let reading: Reading = readMesh('m', Buffer.from(text(start)), undefined, part);
 				for (const next of later) {
 					const before = reading.membership;
-					reading = readMesh('m', Buffer.from(text(next)), reading);
+					reading = readMesh('m', Buffer.from(text(next)), reading, part);
 					assert.equal(reading.membership, slowly(text(next)), name);
-					assert.ok(reading.items, name);
+					assert.ok(reading.prints, name);
 					for (const s of reading.membership.services) {
 						const was = before.services.find((x) => x.name === s.name);
 						if (was && JSON.stringify(was) === JSON.stringify(s)) assert.is(s, was);
@@ -208,6 +210,50 @@ test('a change is read as the whole file would be, and services that it leaves a
 			}),
 			{ numRuns: 150 },
 		);
+});
+
+test('only what is around a change is read: a service that is changed, added or removed anywhere', () => {
+	const all: Row[] = Array.from({ length: 9 }, (_, i) => ({ s: i + 1, b: [1, 2], weight: 1 }));
+	const more: Row = { s: 10, b: [7], weight: 2 };
+	const changes: Record<string, readonly Row[]> = Object.fromEntries(
+		[0, 4, 8].flatMap((at) => [
+			[`changed at ${at}`, all.map((r, i) => (i === at ? { ...r, b: [1, 2, 3] } : r))],
+			[`added at ${at}`, all.toSpliced(at, 0, more)],
+			[`added behind ${at}`, all.toSpliced(at + 1, 0, more)],
+			[`removed at ${at}`, all.toSpliced(at, 1)],
+		]),
+	);
+	for (const [form, text] of [
+		['yaml', write.yaml],
+		['json', (r: readonly Row[]) => write.json(r)],
+		['indented json', (r: readonly Row[]) => write.json(r, 2)],
+	] as const)
+		for (const [what, changed] of Object.entries(changes)) {
+			const reading = readMesh('m', Buffer.from(text(all)), undefined, 1);
+			const bytes = Buffer.from(text(changed));
+			let whole = 0;
+			let most = 0;
+			const next = readMesh(
+				'm',
+				{
+					size: bytes.length,
+					read(from, to) {
+						most = Math.max(most, to - from);
+						return bytes.subarray(from, to);
+					},
+					whole() {
+						whole++;
+						return bytes;
+					},
+				},
+				reading,
+				1,
+			);
+			assert.equal(next.membership, slowly(text(changed)), `${form}, ${what}`);
+			assert.is(whole, 0, `${form}, ${what}`);
+			assert.ok(most < bytes.length / 2, `${form}, ${what}: ${most} of ${bytes.length} bytes at once`);
+			assert.is(readMesh('m', bytes, next, 1), next);
+		}
 });
 
 test('a file that was damaged anywhere is read, or refused, as if it were new', () => {
@@ -231,19 +277,20 @@ test('a file that was damaged anywhere is read, or refused, as if it were new', 
 			fc.array(fc.constantFrom(...TOKENS, 'n1', 'services:', '\nservices:\n', 'é', '  - name: s3\n', '},{', '"'), {
 				maxLength: 2,
 			}),
-			(text, at, gone, put) => {
+			partBytes,
+			(text, at, gone, put, part) => {
 				const from = at % text.length;
 				const damaged = text.slice(0, from) + put.join('') + text.slice(from + gone);
 				const said = (before?: Reading): unknown => {
 					try {
-						return readMesh('m', Buffer.from(damaged), before).membership;
+						return readMesh('m', Buffer.from(damaged), before, part).membership;
 					} catch (e) {
 						assert.instance(e, BeelineError);
 						return (e as BeelineError).message;
 					}
 				};
 				const fresh = said();
-				assert.equal(said(readMesh('m', Buffer.from(text))), fresh);
+				assert.equal(said(readMesh('m', Buffer.from(text), undefined, part)), fresh);
 				if (typeof fresh !== 'string' && !damaged.startsWith('{')) assert.equal(fresh, slowly(damaged) ?? fresh);
 			},
 		),

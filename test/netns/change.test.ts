@@ -3,49 +3,35 @@
  * Topology: the default one; n2t1 n2t2 n2t3, n3t1 n3t2, and n3t3 that joins later.
  */
 import * as assert from 'uvu/assert';
-import { Mesh, targets, taskBackend } from '../support/beeline.js';
-import { type LoadReport, type RunningLoad, Topology } from '../support/netns.js';
+import { startServed, targets, taskBackend } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
 
-interface Shared {
-	net: Topology;
-	mesh: Mesh;
-	held: RunningLoad<LoadReport>;
-}
-
-async function build(): Promise<Shared> {
-	const net = await Topology.build({ tasks: { n2: 3, n3: 2 } });
-	try {
-		for (const task of net.tasks()) {
-			await net.httpd(task, 80);
-			await net.udpecho(task, 53);
-		}
-		const backends = net.tasks().map((task) => taskBackend(net, task));
-		const mesh = await Mesh.start(net, {
-			services: [
-				{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { drainTimeout: '10m' }, backends },
-				{
-					name: 'dns',
-					ports: [{ published: 8053, target: 53, protocol: 'udp' }],
-					options: { drainTimeout: '10m' },
-					backends,
-				},
-			],
-		});
-		// 300 connections that live through everything below, a request each 200 ms.
-		const held = net.startLoad('c1', [
-			...['-n', 300, '-c', 300, '-k', 0, '-i', 200, '-d', 240_000, '-t', 5000, '-v'],
-			...targets(net, net.nodes, 8080, [4, 6]),
-		]);
-		await held.ready();
-		return { net, mesh, held };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
-}
+const build = () =>
+	startServed(
+		{ tasks: { n2: 3, n3: 2 } },
+		(backends) => [
+			{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { drainTimeout: '10m' }, backends },
+			{
+				name: 'dns',
+				ports: [{ published: 8053, target: 53, protocol: 'udp' }],
+				options: { drainTimeout: '10m' },
+				backends,
+			},
+		],
+		undefined,
+		async ({ net }) => {
+			// 300 connections that live through everything below, a request each 200 ms.
+			const held = net.startLoad('c1', [
+				...['-n', 300, '-c', 300, '-k', 0, '-i', 200, '-d', 240_000, '-t', 5000, '-v'],
+				...targets(net, net.nodes, 8080, [4, 6]),
+			]);
+			await held.ready();
+			return { held };
+		},
+	);
 
 const fresh = (net: Topology, connections = 700) =>
 	net.load('c1', ['-n', connections, '-c', 50, '-t', 5000, ...targets(net, net.nodes, 8080, [4, 6])]);

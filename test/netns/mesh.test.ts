@@ -11,36 +11,29 @@
  * and n2.
  */
 import * as assert from 'uvu/assert';
-import { Mesh, type ServiceDocument, targets, taskBackend } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { type ServiceDocument, startServed, targets } from '../support/beeline.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 
 const large = 16_000_000;
 
-async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	const net = await Topology.build({ tasks: { n2: 3, n3: 2 } });
-	try {
-		for (const task of net.tasks()) {
-			await net.httpd(task, 80);
-			await net.udpecho(task, 53);
-		}
-		for (const node of ['n1', 'n2']) await net.httpd(node, 9000);
-		const backends = net.tasks().map((task) => taskBackend(net, task));
-		const service = (
-			name: string,
-			published: number,
-			target: number,
-			protocol: 'tcp' | 'udp',
-			returnPath: string,
-		): ServiceDocument => ({
-			name,
-			ports: [{ published, target, protocol }],
-			options: { returnPath },
-			backends,
-		});
-		const mesh = await Mesh.start(net, {
-			services: [
+const build = () =>
+	startServed(
+		{ tasks: { n2: 3, n3: 2 } },
+		(backends) => {
+			const service = (
+				name: string,
+				published: number,
+				target: number,
+				protocol: 'tcp' | 'udp',
+				returnPath: string,
+			): ServiceDocument => ({
+				name,
+				ports: [{ published, target, protocol }],
+				options: { returnPath },
+				backends,
+			});
+			return [
 				service('web', 8080, 80, 'tcp', 'auto'),
 				service('web-tunnel', 8081, 80, 'tcp', 'tunnel'),
 				service('web-dsr', 8082, 80, 'tcp', 'dsr'),
@@ -51,14 +44,12 @@ async function build(): Promise<{ net: Topology; mesh: Mesh }> {
 					ports: [{ published: 8090, target: 9000 }],
 					backends: [{ node: 'n1' }, { node: 'n2' }],
 				},
-			],
-		});
-		return { net, mesh };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
-}
+			];
+		},
+		async (net) => {
+			for (const node of ['n1', 'n2']) await net.httpd(node, 9000);
+		},
+	);
 
 scenario(
 	'ingress mesh',

@@ -6,48 +6,33 @@ import { cpSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'n
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { type Agent, beeline, Mesh, targets, taskBackend } from '../support/beeline.js';
-import { type LoadReport, type RunningLoad, Topology, type UdpReport } from '../support/netns.js';
+import { type Agent, beeline, startServed, targets, taskBackend } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { root } from '../support/tools.js';
 
-interface Shared {
-	net: Topology;
-	mesh: Mesh;
-	held: RunningLoad<LoadReport>;
-	udp: RunningLoad<UdpReport>;
-}
-
-async function build(): Promise<Shared> {
-	const net = await Topology.build({ tasks: { n2: 2, n3: 1 } });
-	try {
-		for (const task of net.tasks()) {
-			await net.httpd(task, 80);
-			await net.udpecho(task, 53);
-		}
-		const backends = net.tasks().map((task) => taskBackend(net, task));
-		const mesh = await Mesh.start(net, {
-			services: [
-				{ name: 'web', ports: [{ published: 8080, target: 80 }], backends },
-				{ name: 'dns', ports: [{ published: 8053, target: 53, protocol: 'udp' }], backends },
-			],
-		});
-		const held = net.startLoad('c1', [
-			...['-n', 120, '-c', 120, '-k', 0, '-i', 100, '-d', 200_000, '-t', 5000, '-v'],
-			...targets(net, net.nodes, 8080, [4, 6]),
-		]);
-		await held.ready();
-		const udp = net.startUdpload('c1', [
-			...['-n', 0, '-c', 30, '-i', 50, '-d', 200_000, '-t', 1000],
-			...targets(net, net.nodes, 8053, [4, 6]),
-		]);
-		return { net, mesh, held, udp };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
-}
+const build = () =>
+	startServed(
+		{ tasks: { n2: 2, n3: 1 } },
+		(backends) => [
+			{ name: 'web', ports: [{ published: 8080, target: 80 }], backends },
+			{ name: 'dns', ports: [{ published: 8053, target: 53, protocol: 'udp' }], backends },
+		],
+		undefined,
+		async ({ net }) => {
+			const held = net.startLoad('c1', [
+				...['-n', 120, '-c', 120, '-k', 0, '-i', 100, '-d', 200_000, '-t', 5000, '-v'],
+				...targets(net, net.nodes, 8080, [4, 6]),
+			]);
+			await held.ready();
+			const udp = net.startUdpload('c1', [
+				...['-n', 0, '-c', 30, '-i', 50, '-d', 200_000, '-t', 1000],
+				...targets(net, net.nodes, 8053, [4, 6]),
+			]);
+			return { held, udp };
+		},
+	);
 
 /** New connections, 300 a second, while `body` runs: none may fail. */
 async function underLoad(net: Topology, body: () => Promise<void>): Promise<void> {

@@ -3,37 +3,29 @@
  * Topology: the default one, MTU 1500; n2t1. 8053 tunnel, 8054 dsr; 8055 and 8056 the same to a server that sets DF.
  */
 import * as assert from 'uvu/assert';
-import { Mesh, targets, taskBackend } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { startServed, targets } from '../support/beeline.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 
-async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	const net = await Topology.build({ nodes: 2, tasks: { n2: 1 } });
-	try {
-		await net.udpecho('n2t1', 53);
-		await net.udpecho('n2t1', 54, 'n2t1', ['-D', 'do']);
-		const backends = [taskBackend(net, 'n2t1')];
-		const service = (published: number, target: number, returnPath: string) => ({
-			name: `dns-${published}`,
-			ports: [{ published, target, protocol: 'udp' as const }],
-			options: { returnPath },
-			backends,
-		});
-		const mesh = await Mesh.start(net, {
-			services: [
+const build = () =>
+	startServed(
+		{ nodes: 2, tasks: { n2: 1 } },
+		(backends) => {
+			const service = (published: number, target: number, returnPath: string) => ({
+				name: `dns-${published}`,
+				ports: [{ published, target, protocol: 'udp' as const }],
+				options: { returnPath },
+				backends,
+			});
+			return [
 				service(8053, 53, 'tunnel'),
 				service(8054, 53, 'dsr'),
 				service(8055, 54, 'tunnel'),
 				service(8056, 54, 'dsr'),
-			],
-		});
-		return { net, mesh };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
-}
+			];
+		},
+		(net) => net.udpecho('n2t1', 54, 'n2t1', ['-D', 'do']),
+	);
 
 scenario(
 	'large datagrams',

@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import type { BackendView, EntriesView, NodeView, ServiceView, StatusView } from '../../src/http/schemas.js';
-import { mountBpffs, type Result, type Running, run, type Topology } from './netns.js';
+import { mountBpffs, type Result, type Running, run, Topology, type TopologyOptions } from './netns.js';
 import { root } from './tools.js';
 import { waitFor } from './wait.js';
 
@@ -252,6 +252,39 @@ export class Agent {
 			if (Number(value)) out[`${label('program')} ${label('verdict')}`] = Number(value);
 		}
 		return out;
+	}
+}
+
+export interface Served {
+	readonly net: Topology;
+	readonly mesh: Mesh;
+}
+
+/**
+ * A topology, servers on each of its tasks (HTTP on 80, UDP echo on 53), and agents whose services have the tasks as
+ * backends. What was built is taken down again where something fails; else it is the caller's to close.
+ *
+ * @param also more servers
+ * @param then what the scenario holds besides, with the mesh running
+ */
+export async function startServed<T extends object = object>(
+	topology: TopologyOptions,
+	services: (backends: readonly BackendDocument[]) => readonly ServiceDocument[],
+	also: (net: Topology) => Promise<unknown> = async () => undefined,
+	then?: (served: Served) => Promise<T>,
+): Promise<Served & T> {
+	const net = await Topology.build(topology);
+	try {
+		for (const task of net.tasks()) {
+			await net.httpd(task, 80);
+			await net.udpecho(task, 53);
+		}
+		await also(net);
+		const mesh = await Mesh.start(net, { services: services(net.tasks().map((task) => taskBackend(net, task))) });
+		return { net, mesh, ...((await then?.({ net, mesh })) as T) };
+	} catch (error) {
+		net.close();
+		throw error;
 	}
 }
 

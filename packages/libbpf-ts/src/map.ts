@@ -1,11 +1,11 @@
-import { unlinkSync } from 'node:fs';
 import { Btf } from './btf.js';
 import { type Codec, plainCodec } from './codec.js';
 import { BpfError, NotSupportedError, UsageError } from './errors.js';
 import { type Mem, native } from './ffi.js';
 import { BATCH_OPTS, MAP_CREATE_OPTS, Struct } from './layout.js';
 import { Mapping, pageUp } from './mapping.js';
-import { CMD, check, closeFd, dupFd, fdById, mapInfo, permissionHint, possibleCpus } from './sys.js';
+import { Owned } from './owned.js';
+import { CMD, check, closeFd, fdById, mapInfo, permissionHint, possibleCpus } from './sys.js';
 
 export const MAP_TYPE = {
 	hash: 1,
@@ -84,24 +84,16 @@ function readInfo(fd: number): MapInfo & { keyType: number; valueType: number } 
 }
 
 /** What every map has. */
-export class BpfMap implements Disposable {
-	readonly name: string;
+export class BpfMap extends Owned {
 	readonly kind: MapKind;
 	readonly keySize: number;
 	readonly valueSize: number;
 	readonly maxEntries: number;
 	readonly flags: number;
-	private handle: number;
 
-	/** `owned`: dispose() closes the fd. Maps of a BpfObject belong to the object. */
-	constructor(
-		fd: number,
-		name: string,
-		private readonly owned: boolean,
-	) {
+	constructor(fd: number, name: string, owned: boolean) {
 		const i = readInfo(fd);
-		this.handle = fd;
-		this.name = name || i.name;
+		super('map', fd, name || i.name, owned);
 		this.kind = i.kind;
 		this.keySize = i.keySize;
 		this.valueSize = i.valueSize;
@@ -109,10 +101,6 @@ export class BpfMap implements Disposable {
 		this.flags = i.flags;
 	}
 
-	get fd(): number {
-		if (this.handle < 0) throw new UsageError(`map ${this.name} is closed`);
-		return this.handle;
-	}
 	get id(): number {
 		return this.info().id;
 	}
@@ -122,31 +110,6 @@ export class BpfMap implements Disposable {
 	/** Bytes a lookup writes: for per-CPU maps round_up(value, 8) × possible CPUs. */
 	get lookupSize(): number {
 		return PER_CPU.has(this.kind) ? cpuStride(this.valueSize) * possibleCpus() : this.valueSize;
-	}
-	/** The path must lie on a bpffs. */
-	pin(path: string): void {
-		check(
-			`pin map ${this.name} to ${path}`,
-			native().pin(this.fd, path),
-			'is the directory there, on a bpffs, and the name free?',
-		);
-	}
-	unpin(path: string): void {
-		unlinkSync(path);
-	}
-	/** An fd of its own, which the caller closes. */
-	dup(): number {
-		return dupFd(this.fd);
-	}
-	/** @internal The object that owned the fd has closed it. */
-	forget(): void {
-		this.handle = -1;
-	}
-	[Symbol.dispose](): void {
-		if (this.handle >= 0 && this.owned) {
-			closeFd(this.handle);
-			this.handle = -1;
-		}
 	}
 }
 

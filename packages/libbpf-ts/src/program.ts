@@ -1,4 +1,4 @@
-import { closeSync, openSync, unlinkSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import {
 	attachTcFd,
 	attachXdpFd,
@@ -12,17 +12,8 @@ import { BpfError, UsageError } from './errors.js';
 import { addressOf, native } from './ffi.js';
 import { Struct, TEST_RUN_OPTS } from './layout.js';
 import { type ClsactOps, Link } from './link.js';
-import {
-	CMD,
-	check,
-	closeFd,
-	dupFd,
-	fdById,
-	linkCreate,
-	type ProgramInfo,
-	permissionHint,
-	programInfo,
-} from './sys.js';
+import { Owned } from './owned.js';
+import { CMD, check, fdById, linkCreate, type ProgramInfo, permissionHint, programInfo } from './sys.js';
 
 /** BPF_F_TEST_XDP_LIVE_FRAMES: testRun's packets really go where the program sends them. */
 export const LIVE_FRAMES = 2;
@@ -170,22 +161,19 @@ export interface AttachTcOptions {
 	readonly handle?: number;
 }
 
-export class Program implements Disposable {
-	private handle: number;
-	private readonly label: string;
+export class Program extends Owned {
 	private programId = 0;
 
 	/** @internal Programs come from a BpfObject or fromPin. */
 	constructor(
 		fd: number,
 		name: string,
-		private readonly owned: boolean,
+		owned: boolean,
 		/** enum bpf_attach_type the program was loaded for; unknown for a program opened from a pin. */
 		readonly expectedAttachType?: number,
 		readonly section?: string,
 	) {
-		this.handle = fd;
-		this.label = name || programInfo(fd).name;
+		super('program', fd, name || programInfo(fd).name, owned, 'is closed or was not loaded');
 	}
 
 	static fromPin(path: string): Program {
@@ -199,13 +187,6 @@ export class Program implements Disposable {
 		return new Program(check(`open program ${id}`, fdById(CMD.PROG_GET_FD_BY_ID, id)), '', true);
 	}
 
-	get fd(): number {
-		if (this.handle < 0) throw new UsageError(`program ${this.label} is closed or was not loaded`);
-		return this.handle;
-	}
-	get name(): string {
-		return this.label;
-	}
 	get id(): number {
 		this.programId ||= this.info().id;
 		return this.programId;
@@ -281,31 +262,5 @@ export class Program implements Disposable {
 	/** For 10⁶ runs: native buffers made once. */
 	runner(o: RunnerOptions): Runner {
 		return new Runner(this, o);
-	}
-
-	/** The path must lie on a bpffs. */
-	pin(path: string): void {
-		check(
-			`pin program ${this.name} to ${path}`,
-			native().pin(this.fd, path),
-			'is the directory there, on a bpffs, and the name free?',
-		);
-	}
-	unpin(path: string): void {
-		unlinkSync(path);
-	}
-	/** An fd of its own, which the caller closes. */
-	dup(): number {
-		return dupFd(this.fd);
-	}
-	/** @internal */
-	forget(): void {
-		this.handle = -1;
-	}
-	[Symbol.dispose](): void {
-		if (this.owned && this.handle >= 0) {
-			closeFd(this.handle);
-			this.handle = -1;
-		}
 	}
 }

@@ -28,6 +28,9 @@ export interface RawService {
 	readonly UpdateStatus?: { readonly State?: string };
 }
 
+/** Of a RawTask. The rest (the specification, its networks) is nine tenths of an answer. */
+export const TASK_MEMBERS = ['ID', 'ServiceID', 'NodeID', 'DesiredState', 'Status'] as const;
+
 export interface RawTask {
 	readonly ID?: string;
 	readonly ServiceID?: string;

@@ -326,15 +326,14 @@ export function writeAtomically(file: string, content: string): void {
 
 /** Reads a file as text. @throws BeelineError READ_FAILED */
 export function readText(file: string, what: string): string {
-	return readBytes(file, what).toString('utf8');
+	try {
+		return readFileSync(file, 'utf8');
+	} catch (error) {
+		throw readFailed(error, file, what);
+	}
 }
 
-/** Reads a file. @throws BeelineError READ_FAILED */
-export function readBytes(file: string, what: string): Buffer {
-	try {
-		return readFileSync(file);
-	} catch (error) {
-		const why = codeOf(error) === 'ENOENT' ? 'it does not exist' : (error as Error).message;
-		throw new BeelineError('READ_FAILED', `read ${what} ${file}: ${why}`, { cause: error });
-	}
+export function readFailed(error: unknown, file: string, what: string): BeelineError {
+	const why = codeOf(error) === 'ENOENT' ? 'it does not exist' : (error as Error).message;
+	return new BeelineError('READ_FAILED', `read ${what} ${file}: ${why}`, { cause: error });
 }

@@ -90,9 +90,10 @@ export interface Engine {
 	get(path: string): Promise<unknown>;
 	/**
 	 * The same for an answer that is a list: item by item as it arrives, so that a list of 20 000 tasks is never in memory as a
-	 * whole. Nothing counts that was handed over before it fails. @throws EngineError
+	 * whole. Nothing counts that was handed over before it fails.
+	 * @param members that are read of each item; the rest, which is most of a task, is passed over. @throws EngineError
 	 */
-	each(path: string, onItem: (item: unknown) => void): Promise<void>;
+	each(path: string, onItem: (item: unknown) => void, members: readonly string[]): Promise<void>;
 	/**
 	 * Follows events until closed. `onEnd` is called once, when the stream is lost: what happened meanwhile is not told later.
 	 * `onOpen`: from here on events are seen, so what is listed after it misses none.
@@ -152,12 +153,20 @@ function toEvent(line: string): EngineEvent | undefined {
 }
 
 const [OPEN_LIST, CLOSE_LIST, OPEN, CLOSE, QUOTE, BACKSLASH] = [0x5b, 0x5d, 0x7b, 0x7d, 0x22, 0x5c];
+const [COMMA, COLON] = [0x2c, 0x3a];
 
 /**
  * Cuts a JSON list of objects into its items, byte by byte: structure is ASCII, and no byte of a longer UTF-8 sequence is.
  * `null` is an empty list, as Go writes one.
+ * @param members of each item that are read; all where nothing is said
  */
-export function createItems(onItem: (item: unknown) => void): { write(chunk: Uint8Array): void; end(): void } {
+export function createItems(
+	onItem: (item: unknown) => void,
+	members?: readonly string[],
+): { write(chunk: Uint8Array): void; end(): void } {
+	const wanted = new Set(members);
+	/** Most names are told from the wanted ones by this alone, without making a text of them. */
+	const likely = new Set((members ?? []).map((m) => (m.length << 8) | m.charCodeAt(0)));
 	let depth = 0;
 	let inString = false;
 	let escaped = false;
@@ -165,20 +174,52 @@ export function createItems(onItem: (item: unknown) => void): { write(chunk: Uin
 	let whole = false;
 	let head = '';
 	let kept: Buffer[] = [];
+	/** Bytes of the item that are in `kept`. */
+	let before = 0;
+	/** Of the item's members, where each name and value begins and ends, counted from the item's first byte. */
+	let marks: number[] = [];
+	let nameAt = -1;
+	let nameEnd = -1;
+	let valueAt = -1;
+	const mark = (end: number) => {
+		if (valueAt >= 0) marks.push(nameAt, nameEnd, valueAt, end);
+		nameAt = -1;
+		valueAt = -1;
+	};
+	const hand = (item: Buffer) => {
+		if (members === undefined) return onItem(JSON.parse(item.toString('utf8')));
+		let text = '';
+		for (let m = 0; m < marks.length; m += 4) {
+			const from = marks[m] + 1;
+			const to = marks[m + 1];
+			if (!likely.has(((to - from) << 8) | item[from]) || !wanted.has(item.toString('latin1', from, to))) continue;
+			text += `${text === '' ? '{' : ','}${item.toString('utf8', from - 1, to + 1)}:${item.toString('utf8', marks[m + 2], marks[m + 3])}`;
+		}
+		onItem(text === '' ? {} : JSON.parse(`${text}}`));
+	};
 	return {
 		write(chunk) {
 			const bytes = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
 			let from = depth > 1 ? 0 : -1;
-			for (let i = 0; i < bytes.length; i++) {
-				const c = bytes[i];
-				if (inString) {
+			const { length } = bytes;
+			for (let i = 0; i < length; i++) {
+				// Most bytes are in strings.
+				while (inString && i < length) {
+					const c = bytes[i];
 					if (escaped) escaped = false;
 					else if (c === BACKSLASH) escaped = true;
-					else if (c === QUOTE) inString = false;
-					continue;
+					else if (c === QUOTE) {
+						inString = false;
+						if (depth === 2 && valueAt < 0) nameEnd = before + i - from;
+					}
+					i++;
 				}
-				if (c === QUOTE) inString = true;
-				else if (c === OPEN || c === OPEN_LIST) {
+				if (i === length) break;
+				const c = bytes[i];
+				if (c === QUOTE) {
+					inString = true;
+					if (depth === 2 && valueAt < 0) nameAt = before + i - from;
+				} else if (c === OPEN || c === OPEN_LIST) {
 					if (depth === 0) {
 						if (c !== OPEN_LIST || opened) throw new Error('no list');
 						opened = true;
@@ -187,15 +228,24 @@ export function createItems(onItem: (item: unknown) => void): { write(chunk: Uin
 				} else if (c === CLOSE || c === CLOSE_LIST) {
 					depth--;
 					if (depth === 1) {
+						mark(before + i - from);
 						kept.push(bytes.subarray(from, i + 1));
-						onItem(JSON.parse((kept.length === 1 ? kept[0] : Buffer.concat(kept)).toString('utf8')));
+						hand(kept.length === 1 ? kept[0] : Buffer.concat(kept));
 						kept = [];
+						before = 0;
+						marks = [];
 						from = -1;
 					} else if (depth === 0) whole = true;
+				} else if (depth === 2) {
+					if (c === COMMA) mark(before + i - from);
+					else if (c === COLON && valueAt < 0) valueAt = before + i - from + 1;
 				} else if (!opened && head.length < 8) head += String.fromCharCode(c);
 			}
 			// The chunk's memory is the socket's again after this.
-			if (from !== -1) kept.push(Buffer.from(bytes.subarray(from)));
+			if (from !== -1) {
+				kept.push(Buffer.from(bytes.subarray(from)));
+				before += bytes.length - from;
+			}
 		},
 		end() {
 			if (!whole && head.trim() !== 'null') throw new Error('the list is not whole');
@@ -243,14 +293,14 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 		return { request, answer };
 	}
 
-	async function getRaw(path: string, onItem?: (item: unknown) => void): Promise<unknown> {
+	async function getRaw(path: string, onItem?: (item: unknown) => void, members?: readonly string[]): Promise<unknown> {
 		if (closed) throw new EngineError('the engine client is closed', undefined);
 		const { request, answer } = ask(path, answerMs);
 		const message = await answer;
 		const timer = setTimeout(() => request.destroy(new Error(`silent for ${answerMs / 1000} s`)), answerMs);
 		const parts: Buffer[] = [];
 		let size = 0;
-		const items = onItem !== undefined && message.statusCode === 200 ? createItems(onItem) : undefined;
+		const items = onItem !== undefined && message.statusCode === 200 ? createItems(onItem, members) : undefined;
 		try {
 			for await (const part of message) {
 				size += (part as Buffer).length;
@@ -305,7 +355,7 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 	return {
 		place: host.place,
 		get: (path) => again(async () => getRaw(await versioned(path))),
-		each: (path, onItem) => again(async () => void (await getRaw(await versioned(path), onItem))),
+		each: (path, onItem, members) => again(async () => void (await getRaw(await versioned(path), onItem, members))),
 		events(types, on) {
 			let request: ClientRequest | undefined;
 			let ended = false;

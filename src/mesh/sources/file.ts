@@ -3,7 +3,18 @@
  * written back where an operator drains or tunes over HTTP, so that the file stays the truth.
  */
 import { isAscii } from 'node:buffer';
-import { type FSWatcher, readFileSync, realpathSync, statSync, watch } from 'node:fs';
+import { createHash } from 'node:crypto';
+import {
+	closeSync,
+	type FSWatcher,
+	fstatSync,
+	openSync,
+	readFileSync,
+	readSync,
+	realpathSync,
+	statSync,
+	watch,
+} from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
 import { type Document, isMap, isScalar, isSeq, type YAMLMap, type YAMLSeq } from 'yaml';
 import { z } from 'zod';
@@ -27,7 +38,7 @@ import {
 	parseSource,
 	port,
 	prefix,
-	readBytes,
+	readFailed,
 	readText,
 	refuse,
 	type Source,
@@ -257,23 +268,76 @@ function membershipOf(source: Source): Membership {
 	return toMembership(result.data);
 }
 
+/** The bytes of a file, of which the reading of a change needs few at a time. */
+export interface Content {
+	readonly size: number;
+	/** Valid until the next call. */
+	read(from: number, to: number): Buffer;
+	whole(): Buffer;
+}
+
+/** What is kept of a plain file to see what has changed in the next: prints of its parts, for its text may be 8 MB. */
+interface Prints {
+	readonly json: boolean;
+	/** Column of the list's dashes. */
+	readonly indent: number;
+	/** Part k is bytes cuts[k] to cuts[k + 1]: what is before the services, some services each, what is behind them. */
+	readonly cuts: readonly number[];
+	/** The service that each part begins with. */
+	readonly items: readonly number[];
+	readonly prints: readonly string[];
+}
+
 /** A membership, and what the next reading needs to look only at what changed. */
 export interface Reading {
 	readonly membership: Membership;
-	readonly bytes: Buffer;
-	/** Where the services stand, in the order of the membership; undefined: the file is not plain. */
-	readonly items?: Items;
+	readonly size: number;
+	/** undefined: the file is not plain, or has no services. */
+	readonly prints?: Prints;
+}
+
+/** Bytes from which on a part is not made larger: 128 of them are a file of 8 MB, and one of them is read in a moment. */
+const PART_BYTES = 65536;
+
+/** Says whether bytes are others; nobody is kept out by it, and of the hashes that suffice it is the quickest. */
+const printOf = (bytes: Buffer): string => createHash('sha1').update(bytes).digest('base64');
+
+/** Parts of services that begin at `starts` in bytes. */
+function partsOf(
+	bytes: Buffer,
+	starts: readonly number[],
+	to: number,
+	least: number,
+): Pick<Prints, 'cuts' | 'items' | 'prints'> {
+	const cuts: number[] = [0];
+	const items: number[] = [0];
+	for (let i = 1; i < starts.length; i++)
+		if (starts[i] - cuts[cuts.length - 1] >= least) {
+			cuts.push(starts[i]);
+			items.push(i);
+		}
+	return { cuts, items, prints: cuts.map((at, k) => printOf(bytes.subarray(at, cuts[k + 1] ?? to))) };
 }
 
 /**
- * Reads mesh.yaml. Services whose text lies outside of what changed since `before` are the same objects as there.
+ * Reads mesh.yaml. Services whose text lies outside of what changed since `before` are the same objects as there; where
+ * nothing changed the answer is `before` itself.
+ * @param partBytes for tests: parts of small files
  * @throws BeelineError BAD_YAML or INVALID_CONFIG: file, line, column, what was expected
  */
-export function readMesh(file: string, bytes: Buffer, before?: Reading): Reading {
-	const quick = readChange(bytes, before) ?? readPlain(bytes);
+export function readMesh(file: string, content: Content | Buffer, before?: Reading, partBytes = PART_BYTES): Reading {
+	const text = Buffer.isBuffer(content) ? contentOf(content) : content;
+	const change = readChange(text, before, partBytes);
+	if (change !== undefined && change === before) return before;
+	const bytes = change ? undefined : text.whole();
+	const quick = change ?? readPlain(bytes as Buffer, partBytes);
 	if (quick) return before ? { ...quick, membership: shareMembership(before.membership, quick.membership) } : quick;
-	const membership = membershipOf(parseSource(file, bytes.toString('utf8')));
-	return { bytes, membership: shareMembership(before?.membership, membership) };
+	const membership = membershipOf(parseSource(file, (bytes as Buffer).toString('utf8')));
+	return { size: text.size, membership: shareMembership(before?.membership, membership) };
+}
+
+function contentOf(bytes: Buffer): Content {
+	return { size: bytes.length, read: (from, to) => bytes.subarray(from, to), whole: () => bytes };
 }
 
 /** Reads the text of mesh.yaml. @throws BeelineError BAD_YAML or INVALID_CONFIG: file, line, column, what was expected */
@@ -283,65 +347,73 @@ export function parseMembership(file: string, content: string): Membership {
 
 const DEFAULT_OPTIONS: ServiceOptions = toOptions(optionsSchema.parse({}));
 
-/** Bytes that two files begin with alike, at most `most`. */
-function samePrefix(a: Buffer, b: Buffer, most: number): number {
-	let at = 0;
-	for (let step = 65536; step > 0; step = step > 1 ? step >> 4 || 1 : 0)
-		while (at + step <= most && a.compare(b, at, at + step, at, at + step) === 0) at += step;
-	return at;
-}
-
-/** The same from their ends. */
-function sameSuffix(a: Buffer, b: Buffer, most: number): number {
-	let n = 0;
-	for (let step = 65536; step > 0; step = step > 1 ? step >> 4 || 1 : 0)
-		while (n + step <= most && a.compare(b, b.length - n - step, b.length - n, a.length - n - step, a.length - n) === 0)
-			n += step;
-	return n;
+/** Where a list's items end that are followed by a comma and spaces up to `to`. -1: something else stands there. */
+function beforeComma(bytes: Buffer, to: number): number {
+	const back = (from: number) => {
+		let i = from;
+		while (i > 0 && bytes[i - 1] <= 0x20) i--;
+		return i;
+	};
+	const comma = back(to) - 1;
+	return bytes[comma] === 0x2c ? back(comma) : -1;
 }
 
 /**
- * Only the services that the change touches are read: a value that stands in a document may be exchanged for another
- * without looking at the rest. Everything else (nodes, the first service, an error) is for the whole reading.
+ * Only the parts of the file that the change touches are read: what stands in a list may be exchanged for something else
+ * without looking at the rest. Everything else (nodes, what is around the services, an error) is for the whole reading.
  */
-function readChange(bytes: Buffer, before: Reading | undefined): Reading | undefined {
-	if (!before?.items) return undefined;
-	const { starts, ends } = before.items;
-	const old = before.bytes;
-	const most = Math.min(bytes.length, old.length);
-	const prefix = samePrefix(old, bytes, most);
-	const suffix = sameSuffix(old, bytes, most - prefix);
-	let first = -1;
-	for (let i = 0; i < starts.length && starts[i] <= prefix; i++) first = i;
-	let last = starts.length;
-	for (let i = starts.length - 1; i >= 0 && ends[i] >= old.length - suffix; i--) last = i;
-	if (first < 0 || last === starts.length) return undefined;
-	if (last < first) last = first;
-	const shift = bytes.length - old.length;
-	const to = ends[last] + shift;
-	if (to > bytes.length || !isAscii(bytes.subarray(starts[first], to))) return undefined;
-	const part = splitItems(bytes, starts[first], to, before.items);
-	if (!part) return undefined;
+function readChange(text: Content, before: Reading | undefined, partBytes: number): Reading | undefined {
+	if (!before?.prints) return undefined;
+	const { json, cuts, items, prints } = before.prints;
+	const behind = prints.length - 1;
+	const shift = text.size - before.size;
+	const stands = (k: number, at: number): boolean => {
+		const to = at + (cuts[k + 1] ?? before.size) - cuts[k];
+		return at >= 0 && to <= text.size && printOf(text.read(at, to)) === prints[k];
+	};
+	let first = 0;
+	while (first < behind && stands(first, cuts[first])) first++;
+	let next = behind + 1;
+	while (next > first && cuts[next - 1] + shift >= cuts[first] && stands(next - 1, cuts[next - 1] + shift)) next--;
+	if (shift === 0 && first === behind && next === behind) return before;
+	if (first === 0 || next > behind) return undefined;
+	// What is new between two parts, and what is no more, is read with a part beside it.
+	const nothing = cuts[first] === cuts[next] + shift;
+	if (first > 1 && (first === next || nothing)) first--;
+	else if (nothing && next < behind) next++;
+	const from = cuts[first];
+	const length = cuts[next] + shift - from;
+	const bytes = text.read(from, Math.min(from + length + 1, text.size));
+	const to = json && next < behind ? beforeComma(bytes, length) : length;
+	if (to < 0 || !isAscii(bytes.subarray(0, to))) return undefined;
+	const some = splitItems(bytes, 0, to, before.prints);
+	if (!some) return undefined;
 	const { nodes, networks } = before.membership;
-	const services = readServices(bytes, part, new Map(nodes.map((n) => [n.name, n.name])));
+	const services = readServices(bytes, some, new Map(nodes.map((n) => [n.name, n.name])));
 	if (!services) return undefined;
 	const all = before.membership.services.slice();
-	all.splice(first, last - first + 1, ...services);
+	all.splice(items[first], items[next] - items[first], ...services);
 	if (!fitTogether(all)) return undefined;
-	const spliced = (of: readonly number[], mine: readonly number[]) => [
-		...of.slice(0, first),
-		...mine,
-		...of.slice(last + 1).map((at) => at + shift),
-	];
+	const made = partsOf(bytes, some.starts, length, partBytes);
+	const more = all.length - before.membership.services.length;
 	return {
-		bytes,
+		size: text.size,
 		membership: { nodes, services: all, networks },
-		items: { ...before.items, starts: spliced(starts, part.starts), ends: spliced(ends, part.ends) },
+		prints: {
+			...before.prints,
+			cuts: [...cuts.slice(0, first), ...made.cuts.map((x) => x + from), ...cuts.slice(next).map((x) => x + shift)],
+			items: [
+				...items.slice(0, first),
+				...made.items.map((x) => x + items[first]),
+				...items.slice(next).map((x) => x + more),
+			],
+			prints: [...prints.slice(0, first), ...made.prints, ...prints.slice(next)],
+		},
 	};
 }
 
 /** The whole file service by service: nothing of the size of all of them is made but what stays. */
-function readPlain(bytes: Buffer): Reading | undefined {
+function readPlain(bytes: Buffer, partBytes: number): Reading | undefined {
 	if (!isAscii(bytes)) return undefined;
 	const split = splitPlain(bytes, 'services');
 	if (!split) return undefined;
@@ -351,8 +423,29 @@ function readPlain(bytes: Buffer): Reading | undefined {
 	const around = toMembership(head.data);
 	const services = readServices(bytes, split, new Map(around.nodes.map((n) => [n.name, n.name])));
 	if (!services || !fitTogether(services)) return undefined;
+	const membership = { ...around, services };
+	const size = bytes.length;
+	if (services.length === 0) return { size, membership };
 	const { json, starts, ends, indent } = split;
-	return { bytes, membership: { ...around, services }, items: { json, starts, ends, indent } };
+	const from = starts[0];
+	const to = ends[ends.length - 1];
+	const made = partsOf(
+		bytes.subarray(from, to),
+		starts.map((x) => x - from),
+		to - from,
+		partBytes,
+	);
+	return {
+		size,
+		membership,
+		prints: {
+			json,
+			indent,
+			cuts: [0, ...made.cuts.map((x) => x + from), to],
+			items: [0, ...made.items, services.length],
+			prints: [printOf(bytes.subarray(0, from)), ...made.prints, printOf(bytes.subarray(to))],
+		},
+	};
 }
 
 /** @param nodes name → the one text of it that is kept */
@@ -559,14 +652,8 @@ const POLL_MS = 1000;
  */
 export function openFileSource(file: string, events: FileSourceEvents): FileSource {
 	const full = resolve(file);
-	const readNow = (): { bytes: Buffer; stamp: string } => {
-		const stamp = stampOf(full);
-		const bytes = readBytes(full, 'membership');
-		return { bytes, stamp };
-	};
-	const start = readNow();
-	let { stamp } = start;
-	let reading = readMesh(file, start.bytes);
+	let stamp = stampOf(full);
+	let reading = readFile(file, full);
 	let error: BeelineError | undefined;
 	let timer: NodeJS.Timeout | undefined;
 	let noticedAt = 0;
@@ -574,20 +661,22 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 		const at = noticedAt || Date.now();
 		noticedAt = 0;
 		try {
-			const now = readNow();
-			if (stampOf(full) !== now.stamp) {
+			const now = stampOf(full);
+			const next = attempt(() => readFile(file, full, reading));
+			if (stampOf(full) !== now) {
 				// Still being written: half a file can be a valid one that lacks half of the services.
 				later();
 				return;
 			}
-			stamp = now.stamp;
-			if (now.bytes.equals(reading.bytes)) {
+			stamp = now;
+			if ('failure' in next) throw next.failure;
+			if (next.value === reading) {
 				// As it was accepted before; if something else was refused meanwhile, that is over.
 				error = undefined;
 				events.onSame?.();
 				return;
 			}
-			reading = readMesh(file, now.bytes, reading);
+			reading = next.value;
 			error = undefined;
 			events.onChange(reading.membership, at);
 		} catch (e) {
@@ -651,6 +740,51 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 			for (const w of watchers) w.close();
 		},
 	};
+}
+
+/** Reads the file at a path; `file` is what it is called. @throws BeelineError */
+function readFile(file: string, path: string, before?: Reading): Reading {
+	let fd: number | undefined;
+	try {
+		fd = openSync(path, 'r');
+		return readMesh(file, fileContent(fd), before);
+	} catch (error) {
+		if (error instanceof BeelineError) throw error;
+		throw readFailed(error, path, 'membership');
+	} finally {
+		if (fd !== undefined) closeSync(fd);
+	}
+}
+
+/** An open file. What is shorter than it was is for whoever compares its stamps. */
+function fileContent(fd: number): Content {
+	const { size } = fstatSync(fd);
+	let buffer = Buffer.alloc(0);
+	const read = (into: Buffer, from: number): Buffer => {
+		let n = 0;
+		for (;;) {
+			const more = readSync(fd, into, n, into.length - n, from + n);
+			n += more;
+			if (more === 0 || n === into.length) return into.subarray(0, n);
+		}
+	};
+	return {
+		size,
+		read(from, to) {
+			if (buffer.length < to - from) buffer = Buffer.allocUnsafeSlow(Math.max(2 * PART_BYTES, to - from));
+			return read(buffer.subarray(0, to - from), from);
+		},
+		// What has no size (a pipe, /proc) is read to its end.
+		whole: () => (size === 0 ? readFileSync(fd) : read(Buffer.allocUnsafeSlow(size), 0)),
+	};
+}
+
+function attempt<T>(action: () => T): { readonly value: T } | { readonly failure: unknown } {
+	try {
+		return { value: action() };
+	} catch (failure) {
+		return { failure };
+	}
 }
 
 function stampOf(file: string): string {

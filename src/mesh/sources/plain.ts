@@ -7,13 +7,17 @@
  * refuses a document, and says why. test/mesh/plain.test.ts holds the two together.
  */
 
-/** Where the items of the list lie: item i is bytes starts[i] to ends[i]. */
-export interface Items {
+/** How the list is written. */
+export interface Form {
 	readonly json: boolean;
-	readonly starts: readonly number[];
-	readonly ends: readonly number[];
 	/** Column of the list's dashes; 0 in JSON. */
 	readonly indent: number;
+}
+
+/** Where the items of the list lie: item i is bytes starts[i] to ends[i]. */
+export interface Items extends Form {
+	readonly starts: readonly number[];
+	readonly ends: readonly number[];
 }
 
 /** A document in two parts: what is around the list's items, parsed, and where the items are. */
@@ -42,21 +46,21 @@ export function splitPlain(bytes: Buffer, key: string): Split | undefined {
 }
 
 /** Items of a part of the list, from the start of one item to the end of one. */
-export function splitItems(bytes: Buffer, from: number, to: number, like: Items): Items | undefined {
+export function splitItems(bytes: Buffer, from: number, to: number, { json, indent }: Form): Items | undefined {
 	const starts: number[] = [];
 	const ends: number[] = [];
-	if (like.json) {
+	if (json) {
 		const at = jsonItems(bytes, from, to, starts, ends);
-		return at === to ? { ...like, starts, ends } : undefined;
+		return at === to ? { json, indent, starts, ends } : undefined;
 	}
 	// A line that was cut in two would be read as two.
 	if (to < bytes.length && bytes[to - 1] !== NEWLINE) return undefined;
-	const at = yamlItems(bytes, from, to, like.indent, starts, ends);
-	return at === to ? { ...like, starts, ends } : undefined;
+	const at = yamlItems(bytes, from, to, indent, starts, ends);
+	return at === to ? { json, indent, starts, ends } : undefined;
 }
 
 /** The value of one item, undefined where it is not plain. */
-export function parseItem(bytes: Buffer, from: number, to: number, like: Items): unknown {
+export function parseItem(bytes: Buffer, from: number, to: number, like: Form): unknown {
 	const text = bytes.toString('latin1', from, to);
 	if (like.json) {
 		try {
