@@ -66,8 +66,8 @@ class World {
 				},
 			],
 			networks: [
-				{ name: 'red', subnet: '172.18.0.0/16', vni: 4097, attachable: true, options: {} },
-				{ name: 'red6', subnet: 'fd00:18::/64', vni: 4099, attachable: true, options: {} },
+				{ name: 'red', driver: 'overlay', subnet: '172.18.0.0/16', vni: 4097, attachable: true, options: {} },
+				{ name: 'red6', driver: 'overlay', subnet: 'fd00:18::/64', vni: 4099, attachable: true, options: {} },
 			],
 		};
 		this.#plan = planVips(membership, 'n1', { downNodes: new Set() }, this.#plan);
