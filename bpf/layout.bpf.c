@@ -13,6 +13,7 @@ const volatile enum node_flag node_flag;
 const volatile enum network_flag network_flag;
 const volatile enum overlay_flag overlay_flag;
 const volatile enum revnat_state revnat_state;
+const volatile enum vip_flag vip_flag;
 const volatile enum program program;
 const volatile enum verdict verdict;
 const volatile struct event event;

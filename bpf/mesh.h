@@ -25,6 +25,10 @@
 #define MAX_NETWORKS		4096
 #define MAX_OVERLAY_ENDPOINTS	262144
 #define MAX_OVERLAY_PORTS	4096
+#define MAX_NETNS		16384	/* namespaces of this node that are attached to an overlay network */
+#define MAX_NETNS_NETWORKS	16	/* networks that one of them is attached to */
+#define MAX_VIPS		16384
+#define MAX_VIP_BACKENDS	131072
 
 /*
  * A backend reference names one incarnation of a backend:
@@ -337,6 +341,43 @@ struct datagram_key {
 	__u8 pad[6];
 };
 
+/*
+ * Service VIPs inside overlay networks. A network is named by its VNI, in host order, 0 is none; a VIP means something
+ * only in its network.
+ *
+ *	netns cookie -> networks[]       `netns_networks`: where the caller is
+ *	network, address -> table, mask  `vips`
+ *	table -> slot -> index           `vip_tables`: a Maglev table without transitions, for it is asked once a socket
+ *	index -> address, state          `vip_backends`
+ */
+struct netns_networks {
+	__u32 networks[MAX_NETNS_NETWORKS];	/* 0 ends the list */
+};
+
+struct vip_key {
+	__u32 network;
+	struct in6_addr addr;
+};
+
+enum vip_flag {
+	VIP_AFFINITY = 1 << 0,	/* a namespace gets the same task for every socket */
+};
+
+struct vip {
+	__u32 table;	/* index in `vip_tables`; no such table: no task, dials are refused */
+	__u32 mask;	/* slots - 1 */
+	__u32 flags;	/* enum vip_flag */
+	__u32 pad;
+};
+
+/* A task's address in one network: VIPs pass every port and protocol. */
+struct vip_backend {
+	struct in6_addr addr;
+	__u32 network;
+	__u8 state;	/* enum backend_state; only an active one is chosen */
+	__u8 pad[3];
+};
+
 enum program {
 	PROGRAM_UPLINK_XDP = 0,
 	PROGRAM_UPLINK_TC = 1,
@@ -373,6 +414,7 @@ enum verdict {
 	DELIVER_FRAGMENT,	/* a later fragment */
 	DELIVER_SOCKET,		/* a node's process got a backend at connect time */
 	DELIVER_OVERLAY,	/* into an endpoint of an overlay network */
+	DELIVER_VIP,		/* a task that dialled a VIP got a task at connect time */
 	RETURN_CLIENT_DSR,	/* straight to the client */
 	RETURN_CLIENT_LOCAL,	/* the flow entered on this node: straight to the client */
 	RETURN_ENCAP,		/* by tunnel to the ingress node */
@@ -433,6 +475,8 @@ _Static_assert(sizeof(struct overlay_key) == 20, "overlay_key has padding");
 _Static_assert(sizeof(struct overlay_endpoint) == 16, "overlay_endpoint");
 _Static_assert(sizeof(struct overlay_slice_key) == 24, "overlay_slice_key has padding");
 _Static_assert(sizeof(struct overlay_port) == 44, "overlay_port");
+_Static_assert(sizeof(struct vip_key) == 20, "vip_key has padding");
+_Static_assert(sizeof(struct vip_backend) == 24, "vip_backend");
 _Static_assert(VERDICT_COUNT <= 64, "verdicts fit their counter row");
 #endif
 

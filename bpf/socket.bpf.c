@@ -6,16 +6,32 @@
  *	127.0.0.1:8080, 10.0.0.1:8080 a backend on this node: its address and target port
  *	                              else the chosen backend's node, same port: that node balances as for any client
  *
- * Attached at the cgroup root, so first of all: is the caller in the node's own network namespace?
+ * Tasks that dial a service's VIP of a network that they are attached to get one of its tasks (vip.h).
+ *
+ * Attached at the cgroup root, so first of all: in which network namespace is the caller?
  */
 #include "frontend.h"
 #include "count.h"
+#include "vip.h"
 
 #define PROCEED 1
+#define REFUSE 0
 
-INLINE bool is_ours(void *ctx, const struct settings *s)
+enum caller {
+	CALLER_UNKNOWN = 0,
+	CALLER_NODE,	/* a process in the node's own namespace */
+	CALLER_TASK,	/* one in a namespace that is attached to an overlay network */
+};
+
+INLINE enum caller caller_of(void *ctx, __u64 *netns, struct netns_networks **attached)
 {
-	return s && s->netns_cookie && bpf_get_netns_cookie(ctx) == s->netns_cookie;
+	struct settings *s = settings_row();
+
+	*netns = bpf_get_netns_cookie(ctx);
+	if (s && s->netns_cookie && *netns == s->netns_cookie)
+		return CALLER_NODE;
+	*attached = bpf_map_lookup_elem(&netns_networks, netns);
+	return *attached ? CALLER_TASK : CALLER_UNKNOWN;
 }
 
 INLINE bool is_loopback(const struct in6_addr *a)
@@ -111,55 +127,103 @@ INLINE void redirect_to(struct bpf_sock_addr *ctx, const struct in6_addr *addr, 
 	ctx->user_port = port;
 }
 
-/* A family that the socket cannot speak: an IPv4 socket and an IPv6 backend never meet, for tables are by family. */
-INLINE int dial(struct bpf_sock_addr *ctx, bool v6, bool datagram)
+/* Remembers what was dialled, and sends the socket to the backend. False: it could not be remembered, so it was not sent. */
+INLINE bool turn(struct bpf_sock_addr *ctx, const struct socket_peer *peer, __u64 cookie, bool v6, bool datagram)
 {
-	struct settings *s = settings_row();
-	struct socket_peer peer = {};
-	struct packet p = {};
-
-	if (!is_ours(ctx, s))
-		return PROCEED;
-	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
-		return PROCEED;
-	describe(ctx, &p, v6);
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	/* The same socket keeps its backend: every datagram of an unconnected one comes through here. */
-	__u32 hash = ((__u32)cookie ^ (__u32)(cookie >> 32) ^ p.dport) * 0x9e3779b1u;
-
-	hash ^= hash >> 15;
-	if (!choose(&p, hash, &peer))
-		return PROCEED;
-	peer.addr = p.dst;
-	peer.port = p.dport;
 	if (datagram) {
-		struct datagram_key k = { .socket = cookie, .addr = peer.backend_addr, .port = peer.backend_port };
+		struct datagram_key k = { .socket = cookie, .addr = peer->backend_addr, .port = peer->backend_port };
 
-		bpf_map_update_elem(&socket_datagrams, &k, &peer, BPF_ANY);
+		bpf_map_update_elem(&socket_datagrams, &k, peer, BPF_ANY);
 	} else {
 		struct bpf_sock *sk = ctx->sk;
 		struct socket_peer *kept =
 			sk ? bpf_sk_storage_get(&socket_peers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
 
 		if (!kept)
-			return PROCEED;
-		*kept = peer;
+			return false;
+		*kept = *peer;
 	}
-	redirect_to(ctx, &peer.backend_addr, peer.backend_port, v6);
-	p.ref = peer.ref;
-	if (count_verdict(PROGRAM_SOCKET, DELIVER_SOCKET, &p))
-		trace(PROGRAM_SOCKET, DELIVER_SOCKET, &p, 0);
+	redirect_to(ctx, &peer->backend_addr, peer->backend_port, v6);
+	return true;
+}
+
+INLINE void count_dial(enum verdict verdict, const struct packet *p)
+{
+	if (count_verdict(PROGRAM_SOCKET, verdict, p))
+		trace(PROGRAM_SOCKET, verdict, p, 0);
+}
+
+/* A dial from a namespace of an overlay network: every port and both protocols of a VIP are its service's. */
+INLINE int dial_vip(struct bpf_sock_addr *ctx, struct netns_networks *attached, __u64 netns, bool v6, bool datagram)
+{
+	struct socket_peer peer = {};
+	struct packet p = {};
+
+	describe(ctx, &p, v6);
+	struct vip *vip = find_vip(attached, &p.dst);
+
+	if (!vip)
+		return PROCEED;
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	__u32 hash = mix(vip->flags & VIP_AFFINITY ? netns : cookie);
+
+	if (!pick_vip_backend(vip->table, vip->mask, hash, &peer.backend_addr)) {
+		/* As IPVS: refused at once, where a packet to the VIP would wait for an answer that nobody gives. */
+		count_dial(DROP_NO_BACKEND, &p);
+		bpf_set_retval(-ECONNREFUSED);
+		return REFUSE;
+	}
+	peer.addr = p.dst;
+	peer.port = peer.backend_port = p.dport;
+	if (turn(ctx, &peer, cookie, v6, datagram))
+		count_dial(DELIVER_VIP, &p);
 	return PROCEED;
+}
+
+/* A family that the socket cannot speak: an IPv4 socket and an IPv6 backend never meet, for tables are by family. */
+INLINE int dial(struct bpf_sock_addr *ctx, bool v6, bool datagram)
+{
+	struct netns_networks *attached = NULL;
+	struct socket_peer peer = {};
+	struct packet p = {};
+	__u64 netns;
+	enum caller caller = caller_of(ctx, &netns, &attached);
+
+	if (caller == CALLER_UNKNOWN)
+		return PROCEED;
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
+		return PROCEED;
+	if (caller == CALLER_TASK)
+		return attached ? dial_vip(ctx, attached, netns, v6, datagram) : PROCEED;
+	describe(ctx, &p, v6);
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	/* The same socket keeps its backend: every datagram of an unconnected one comes through here. */
+	if (!choose(&p, mix(cookie ^ p.dport), &peer))
+		return PROCEED;
+	peer.addr = p.dst;
+	peer.port = p.dport;
+	p.ref = peer.ref;
+	if (turn(ctx, &peer, cookie, v6, datagram))
+		count_dial(DELIVER_SOCKET, &p);
+	return PROCEED;
+}
+
+INLINE bool is_known(void *ctx)
+{
+	struct netns_networks *attached;
+	__u64 netns;
+
+	return caller_of(ctx, &netns, &attached) != CALLER_UNKNOWN;
 }
 
 /* Whoever asks for the peer sees what was dialled. */
 INLINE int peer_name(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct settings *s = settings_row();
 	struct bpf_sock *sk = ctx->sk;
 	struct packet p = {};
 
-	if (!is_ours(ctx, s) || !sk)
+	if (!sk || !is_known(ctx))
 		return PROCEED;
 	struct socket_peer *peer = bpf_sk_storage_get(&socket_peers, sk, NULL, 0);
 
@@ -173,11 +237,10 @@ INLINE int peer_name(struct bpf_sock_addr *ctx, bool v6)
 
 INLINE int datagram_source(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct settings *s = settings_row();
 	struct datagram_key k = {};
 	struct packet p = {};
 
-	if (!is_ours(ctx, s))
+	if (!is_known(ctx))
 		return PROCEED;
 	describe(ctx, &p, v6);
 	k.socket = bpf_get_socket_cookie(ctx);

@@ -27,7 +27,10 @@ import { createMaglevPool } from '../mesh/maglev.js';
 import { type Health, type Mesh, plan } from '../mesh/plan.js';
 import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
 import { parseDuration } from '../mesh/sources/document.js';
+import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
 import type { Membership } from '../mesh/types.js';
+import { createVipIds, type VipEntries, vipEntries } from '../mesh/vip-entries.js';
+import { createVipReconciler, type GoneBackend, type VipReconciler } from '../mesh/vip-reconcile.js';
 import { createMetrics, type Metrics, type MetricsSnapshot } from '../metrics/registry.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
@@ -36,6 +39,7 @@ import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel } from './monitor.js';
+import { type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
@@ -202,9 +206,12 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const pool = createMaglevPool();
 		const nowMs = () => Number(d.store.now() / 1_000_000n);
 		const ids = createIds();
+		const vipIds = createVipIds();
 		let reconciler: Reconciler;
+		let vips: VipReconciler;
 		try {
 			reconciler = createReconciler(d.store, ids, nowMs(), pool);
+			vips = createVipReconciler(d.store.vip, vipIds);
 		} catch (e) {
 			await pool.close();
 			d.close();
@@ -261,6 +268,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** What `local` was read for. */
 		let seenSignature = '';
 		let now: Entries | undefined;
+		let vipsNow: VipEntries | undefined;
+		let namespaces: Namespaces | undefined;
 		let health = HEALTHY;
 		let committed = false;
 		let isReady = false;
@@ -520,6 +529,40 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			return [...waiting.keys()];
 		}
 
+		/** VNIs of networks that Docker names by their ids. */
+		function vnisOf(networkIds: readonly string[]): number[] {
+			return membership.networks.flatMap((n) => (n.id !== undefined && networkIds.includes(n.id) ? [n.vni] : []));
+		}
+		function attachedNamespaces(): ReadonlyMap<bigint, readonly number[]> | undefined {
+			const found = namespaces?.current();
+			return found && new Map([...found].map(([cookie, networks]) => [cookie, vnisOf(networks)]));
+		}
+		/** VIPs wait for nothing else: no fact of this node but its namespaces is in them. */
+		function applyVips(m: Mesh): { readonly changes: number; readonly errors: readonly string[] } {
+			try {
+				vipsNow = vipEntries(m.vips, attachedNamespaces(), vipIds, nowMs(), vipsNow);
+				const r = vips.reconcile(vipsNow, nowMs());
+				if (r.gone.length > 0) void closeSockets(r.gone);
+				return { changes: r.rowsWritten + r.rowsDeleted, errors: r.errors.map((x) => `${x.part}: ${x.message}`) };
+			} catch (e) {
+				return { changes: 0, errors: [sentence(e)] };
+			}
+		}
+		async function closeSockets(gone: readonly GoneBackend[]): Promise<void> {
+			for (const vni of new Set(gone.map((g) => g.network))) {
+				const id = membership.networks.find((n) => n.vni === vni)?.id;
+				if (id === undefined || namespaces === undefined || closed) continue;
+				const addresses = gone.filter((g) => g.network === vni).map((g) => g.address);
+				const r = await namespaces.closeSockets(id, addresses);
+				if (r.found > 0) log.debug({ addresses, ...r }, 'connected UDP sockets of tasks that ended are closed');
+				if (r.left > 0)
+					warnings.set(
+						'close sockets',
+						'connected UDP sockets of tasks that ended stay as they are: this kernel closes none (CONFIG_INET_DIAG_DESTROY), or ss is missing (iproute2)',
+					);
+			}
+		}
+
 		let socketTried = false;
 		function commit(): void {
 			d.commit();
@@ -550,6 +593,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					nowMs: nowMs(),
 					...(mesh === undefined ? {} : { previous: mesh }),
 				});
+				const done = applyVips(nextMesh);
+				changes += done.changes;
+				errors.push(...done.errors);
 				const lookedAt = new Date();
 				// Worked out by the first run too: the first change would wait for what it says of every service.
 				const signature = views.localSignature(nextMesh);
@@ -592,7 +638,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
 				appliedReadAt = readAtNow;
-				changes = result.rowsWritten + result.rowsDeleted + result.slotsChanged;
+				changes += result.rowsWritten + result.rowsDeleted + result.slotsChanged;
 				wakeAt = result.wakeAtMs;
 				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
 				if (!committed && errors.length === 0) {
@@ -608,7 +654,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						if (root === undefined) throw new Error('no cgroup2 is mounted');
 						d.attachSocket(root);
 					} catch (x) {
-						warnings.set('socket', `processes of this node cannot dial published ports on it: ${sentence(x)}`);
+						warnings.set(
+							'socket',
+							`processes of this node cannot dial published ports on it, nor its tasks VIPs: ${sentence(x)}`,
+						);
 					}
 				}
 				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
@@ -753,6 +802,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								`${n} does not answer probes (no agent there, or cut off): its backends are not chosen while there are others`,
 						),
 						...warnings.values(),
+						...((mesh?.vips.services.size ?? 0) > 0 && namespaces?.problem() !== undefined
+							? [namespaces.problem() as string]
+							: []),
 						...(local?.warnings ?? []),
 						...attachErrors.values(),
 					],
@@ -853,11 +905,28 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			(why) => log.warn(`${why}; started again`),
 		);
 
+		if (source.name === 'docker') {
+			namespaces = watchNamespaces(
+				{ engine: createEngine(parseDockerHost(process.env)), log: (level, text) => log[level](text) },
+				{
+					onAttached({ cookie, networks }) {
+						try {
+							vips.attach(cookie, vnisOf(networks));
+						} catch (e) {
+							log.warn(`namespace ${cookie}: ${sentence(e)}`);
+						}
+					},
+					onChange: () => mark('namespaces', false),
+				},
+			);
+		}
+
 		function stop(): void {
 			clearTimeout(timer);
 			clearInterval(heartbeat);
 			clearInterval(settle);
 			void source.close();
+			void namespaces?.close();
 			peers.stop();
 			monitor.close();
 			stopVerdicts?.();

@@ -74,11 +74,17 @@ const isTask = (t: Json): boolean =>
 	typeof t.id === 'string' &&
 	Array.isArray(t.families) &&
 	isCount(t.weight) &&
+	(t.on === undefined || (isJson(t.on) && Object.values(t.on).every((a) => typeof a === 'string'))) &&
 	(t.state === 'active' || t.state === 'draining' || t.state === 'down');
 const isPort = (p: Json): boolean =>
 	isCount(p.published) && isCount(p.target) && (p.protocol === 'tcp' || p.protocol === 'udp');
+const isVip = (v: Json): boolean => typeof v.network === 'string' && typeof v.address === 'string';
 const isService = (s: Json): boolean =>
-	typeof s.name === 'string' && isList(s.ports, isPort) && isJson(s.options) && isList(s.tasks, isTask);
+	typeof s.name === 'string' &&
+	isList(s.ports, isPort) &&
+	isJson(s.options) &&
+	isList(s.tasks, isTask) &&
+	(s.vips === undefined || isList(s.vips, isVip));
 const isNetwork = (n: Json): boolean => typeof n.name === 'string' && typeof n.subnet === 'string' && isCount(n.vni);
 
 export function isMembership(x: unknown): x is Membership {

@@ -225,6 +225,20 @@ export function services(
 					down: count('down'),
 				},
 				slotsInTransition: moving.get(s.name) ?? 0,
+				vips: (mesh?.vips.services.get(s.name)?.vips ?? []).map((v) => {
+					const tasks = (state: MeshBackend['state']) => v.backends.filter((b) => b.state === state).length;
+					return {
+						network: v.networkName,
+						vni: v.network,
+						address: v.address,
+						tasks: {
+							total: v.backends.length,
+							active: tasks('active'),
+							draining: tasks('draining'),
+							down: tasks('down'),
+						},
+					};
+				}),
 			};
 		});
 }
@@ -347,6 +361,9 @@ export function entries(store: MeshStore, limit: number): EntriesView {
 	add('overlay_slices', store.overlaySlices.entries());
 	add('overlay_ports', store.overlayPorts.entries());
 	add('tables', tables(store));
+	add('netns_networks', store.vip.namespaces.entries());
+	add('vips', store.vip.vips.entries());
+	add('vip_backends', store.vip.backends.entries());
 	return { maps };
 }
 

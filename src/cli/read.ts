@@ -62,7 +62,7 @@ export async function nodes(client: Client, format: Format): Promise<void> {
 export async function services(client: Client, format: Format): Promise<void> {
 	await show<{ services: ServiceView[] }>(client, '/v1/services', format, ({ services: list }) =>
 		table(
-			['NAME', 'PORTS', 'BACKENDS', 'RETURN', 'TRANSITION'],
+			['NAME', 'PORTS', 'BACKENDS', 'RETURN', 'TRANSITION', 'VIPS'],
 			list.map((s) => [
 				s.name,
 				s.ports
@@ -71,6 +71,7 @@ export async function services(client: Client, format: Format): Promise<void> {
 				`${s.backends.active}/${s.backends.total}${s.backends.draining > 0 ? ` ${s.backends.draining} draining` : ''}${s.backends.down > 0 ? ` ${s.backends.down} down` : ''}`,
 				s.options.returnPath,
 				s.slotsInTransition,
+				s.vips.map((v) => `${v.address}@${v.network} ${v.tasks.active}/${v.tasks.total}`).join(' '),
 			]),
 		),
 	);

@@ -294,6 +294,21 @@ export const Service = z
 			down: z.number().int(),
 		}),
 		slotsInTransition: z.number().int(),
+		vips: z
+			.array(
+				z.object({
+					network: z.string(),
+					vni: z.number().int(),
+					address: z.string(),
+					tasks: z.object({
+						total: z.number().int(),
+						active: z.number().int(),
+						draining: z.number().int(),
+						down: z.number().int(),
+					}),
+				}),
+			)
+			.describe('Addresses inside overlay networks that lead tasks of the same network to this service’s'),
 	})
 	.openapi('Service', {
 		example: {
@@ -302,6 +317,14 @@ export const Service = z
 			options: optionsExample,
 			backends: { total: 5, active: 5, draining: 0, down: 0 },
 			slotsInTransition: 0,
+			vips: [
+				{
+					network: 'appnet',
+					vni: 4097,
+					address: '10.77.1.2',
+					tasks: { total: 5, active: 5, draining: 0, down: 0 },
+				},
+			],
 		},
 	});
 export const Services = z.object({ services: z.array(Service) }).openapi('Services', {
@@ -313,6 +336,14 @@ export const Services = z.object({ services: z.array(Service) }).openapi('Servic
 				options: optionsExample,
 				backends: { total: 5, active: 5, draining: 0, down: 0 },
 				slotsInTransition: 0,
+				vips: [
+					{
+						network: 'appnet',
+						vni: 4097,
+						address: '10.77.1.2',
+						tasks: { total: 5, active: 5, draining: 0, down: 0 },
+					},
+				],
 			},
 		],
 	},

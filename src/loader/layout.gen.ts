@@ -12,6 +12,10 @@ export const MAX_TABLE_SLOTS = 131072;
 export const MAX_NETWORKS = 4096;
 export const MAX_OVERLAY_ENDPOINTS = 262144;
 export const MAX_OVERLAY_PORTS = 4096;
+export const MAX_NETNS = 16384;
+export const MAX_NETNS_NETWORKS = 16;
+export const MAX_VIPS = 16384;
+export const MAX_VIP_BACKENDS = 131072;
 export const REF_INDEX_BITS = 22;
 export const REF_INDEX_MASK = 0x003fffff;
 export const REF_GENERATION_MASK = 0x3fc00000;
@@ -99,6 +103,11 @@ export const RevnatState = {
 	REVNAT_CLOSING: 3,
 } as const;
 
+/** enum vip_flag */
+export const VipFlag = {
+	VIP_AFFINITY: 1,
+} as const;
+
 /** enum program */
 export const Program = {
 	PROGRAM_UPLINK_XDP: 0,
@@ -133,31 +142,32 @@ export const Verdict = {
 	DELIVER_FRAGMENT: 18,
 	DELIVER_SOCKET: 19,
 	DELIVER_OVERLAY: 20,
-	RETURN_CLIENT_DSR: 21,
-	RETURN_CLIENT_LOCAL: 22,
-	RETURN_ENCAP: 23,
-	RETURN_FORWARD: 24,
-	RETURN_TOO_BIG: 25,
-	RETURN_PROBE: 26,
-	RETURN_FRAGMENTED: 27,
-	RETURN_NEIGHBOUR: 28,
-	RETURN_ECHO: 29,
-	DROP_MALFORMED: 30,
-	DROP_UNKNOWN_VTEP: 31,
-	DROP_UNKNOWN_BACKEND: 32,
-	DROP_BAD_RETURN: 33,
-	DROP_NO_BACKEND: 34,
-	DROP_DENIED: 35,
-	DROP_TOO_BIG: 36,
-	DROP_NO_NEXT_HOP: 37,
-	DROP_NO_PORT: 38,
-	DROP_FRAGMENT: 39,
-	DROP_SPOOFED: 40,
-	DROP_NO_ENDPOINT: 41,
-	DROP_FLOOD: 42,
-	DROP_PLAIN: 43,
-	DROP_HELPER: 44,
-	VERDICT_COUNT: 45,
+	DELIVER_VIP: 21,
+	RETURN_CLIENT_DSR: 22,
+	RETURN_CLIENT_LOCAL: 23,
+	RETURN_ENCAP: 24,
+	RETURN_FORWARD: 25,
+	RETURN_TOO_BIG: 26,
+	RETURN_PROBE: 27,
+	RETURN_FRAGMENTED: 28,
+	RETURN_NEIGHBOUR: 29,
+	RETURN_ECHO: 30,
+	DROP_MALFORMED: 31,
+	DROP_UNKNOWN_VTEP: 32,
+	DROP_UNKNOWN_BACKEND: 33,
+	DROP_BAD_RETURN: 34,
+	DROP_NO_BACKEND: 35,
+	DROP_DENIED: 36,
+	DROP_TOO_BIG: 37,
+	DROP_NO_NEXT_HOP: 38,
+	DROP_NO_PORT: 39,
+	DROP_FRAGMENT: 40,
+	DROP_SPOOFED: 41,
+	DROP_NO_ENDPOINT: 42,
+	DROP_FLOOD: 43,
+	DROP_PLAIN: 44,
+	DROP_HELPER: 45,
+	VERDICT_COUNT: 46,
 } as const;
 
 /** Names of the verdicts, by number: labels of metrics and names in the monitor. */
@@ -183,6 +193,7 @@ export const VERDICTS: readonly string[] = [
 	'deliver_fragment',
 	'deliver_socket',
 	'deliver_overlay',
+	'deliver_vip',
 	'return_client_dsr',
 	'return_client_local',
 	'return_encap',
@@ -944,6 +955,107 @@ export const datagramKeyCodec: Codec<DatagramKey> = {
 		socket: v.getBigUint64(at, true),
 		addr: getIp(v, at + 8),
 		port: v.getUint16(at + 24),
+	}),
+};
+
+/** struct netns_networks, 64 bytes */
+export interface NetnsNetworks {
+	readonly networks: readonly [number, number, number, number, number, number, number, number, number, number, number, number, number, number, number, number];
+}
+
+export const netnsNetworksCodec: Codec<NetnsNetworks> = {
+	size: 64,
+	offsets: { networks: 0 },
+	encode(row, v, at) {
+		v.setUint32(at + 0, row.networks[0], true);
+		v.setUint32(at + 4, row.networks[1], true);
+		v.setUint32(at + 8, row.networks[2], true);
+		v.setUint32(at + 12, row.networks[3], true);
+		v.setUint32(at + 16, row.networks[4], true);
+		v.setUint32(at + 20, row.networks[5], true);
+		v.setUint32(at + 24, row.networks[6], true);
+		v.setUint32(at + 28, row.networks[7], true);
+		v.setUint32(at + 32, row.networks[8], true);
+		v.setUint32(at + 36, row.networks[9], true);
+		v.setUint32(at + 40, row.networks[10], true);
+		v.setUint32(at + 44, row.networks[11], true);
+		v.setUint32(at + 48, row.networks[12], true);
+		v.setUint32(at + 52, row.networks[13], true);
+		v.setUint32(at + 56, row.networks[14], true);
+		v.setUint32(at + 60, row.networks[15], true);
+	},
+	decode: (v, at) => ({
+		networks: [v.getUint32(at + 0, true), v.getUint32(at + 4, true), v.getUint32(at + 8, true), v.getUint32(at + 12, true), v.getUint32(at + 16, true), v.getUint32(at + 20, true), v.getUint32(at + 24, true), v.getUint32(at + 28, true), v.getUint32(at + 32, true), v.getUint32(at + 36, true), v.getUint32(at + 40, true), v.getUint32(at + 44, true), v.getUint32(at + 48, true), v.getUint32(at + 52, true), v.getUint32(at + 56, true), v.getUint32(at + 60, true)],
+	}),
+};
+
+/** struct vip_key, 20 bytes */
+export interface VipKey {
+	readonly network: number;
+	readonly addr: string;
+}
+
+export const vipKeyCodec: Codec<VipKey> = {
+	size: 20,
+	offsets: { network: 0, addr: 4 },
+	encode(row, v, at) {
+		v.setUint32(at, row.network, true);
+		putIp(row.addr, v, at + 4);
+	},
+	decode: (v, at) => ({
+		network: v.getUint32(at, true),
+		addr: getIp(v, at + 4),
+	}),
+};
+
+/** struct vip, 16 bytes */
+export interface Vip {
+	readonly table: number;
+	readonly mask: number;
+	readonly flags: number;
+}
+
+export const vipCodec: Codec<Vip> = {
+	size: 16,
+	offsets: { table: 0, mask: 4, flags: 8, pad: 12 },
+	encode(row, v, at) {
+		v.setUint32(at, row.table, true);
+		v.setUint32(at + 4, row.mask, true);
+		v.setUint32(at + 8, row.flags, true);
+		v.setUint8(at + 12, 0);
+		v.setUint8(at + 13, 0);
+		v.setUint8(at + 14, 0);
+		v.setUint8(at + 15, 0);
+	},
+	decode: (v, at) => ({
+		table: v.getUint32(at, true),
+		mask: v.getUint32(at + 4, true),
+		flags: v.getUint32(at + 8, true),
+	}),
+};
+
+/** struct vip_backend, 24 bytes */
+export interface VipBackend {
+	readonly addr: string;
+	readonly network: number;
+	readonly state: number;
+}
+
+export const vipBackendCodec: Codec<VipBackend> = {
+	size: 24,
+	offsets: { addr: 0, network: 16, state: 20, pad: 21 },
+	encode(row, v, at) {
+		putIp(row.addr, v, at);
+		v.setUint32(at + 16, row.network, true);
+		v.setUint8(at + 20, row.state);
+		v.setUint8(at + 21, 0);
+		v.setUint8(at + 22, 0);
+		v.setUint8(at + 23, 0);
+	},
+	decode: (v, at) => ({
+		addr: getIp(v, at),
+		network: v.getUint32(at + 16, true),
+		state: v.getUint8(at + 20),
 	}),
 };
 

@@ -19,6 +19,7 @@ import type {
 	RowStore,
 	TableStore,
 	TransitionRow,
+	VipStore,
 } from '../mesh/store.js';
 import {
 	type AclKey as AclKeyRow,
@@ -33,6 +34,7 @@ import {
 	frontendKeyCodec,
 	type LocalBackend,
 	localBackendCodec,
+	MAX_NETNS_NETWORKS,
 	MAX_UPLINKS,
 	macKeyCodec,
 	type Node,
@@ -53,6 +55,10 @@ import {
 	uplinkCodec,
 	VERDICT_ROWS,
 	VERDICTS,
+	type VipBackend,
+	vipBackendCodec,
+	vipCodec,
+	vipKeyCodec,
 } from './layout.gen.js';
 import { type Codec, getIp, getIp4, putIp, putIp4 } from './text.js';
 
@@ -106,7 +112,30 @@ const mac: WireCodec<string> = wire({
 	encode: (s: string, v, at) => macKeyCodec.encode({ mac: s }, v, at),
 	decode: (v, at) => macKeyCodec.decode(v, at).mac,
 });
+const u64: WireCodec<bigint> = wire({
+	size: 8,
+	encode: (n: bigint, v, at) => v.setBigUint64(at, n, true),
+	decode: (v, at) => v.getBigUint64(at, true),
+});
 const exactKey: WireCodec<ExactKey> = wire(frontendKeyCodec);
+/** struct netns_networks: 0 ends the list. */
+const networkList: WireCodec<readonly number[]> = wire({
+	size: 4 * MAX_NETNS_NETWORKS,
+	encode: (list: readonly number[], v, at) => {
+		if (list.length > MAX_NETNS_NETWORKS)
+			throw rowError(`${list.length} networks of a namespace: expected at most ${MAX_NETNS_NETWORKS}`);
+		for (let i = 0; i < MAX_NETNS_NETWORKS; i++) v.setUint32(at + 4 * i, list[i] ?? 0, true);
+	},
+	decode: (v, at) => {
+		const out: number[] = [];
+		for (let i = 0; i < MAX_NETNS_NETWORKS; i++) {
+			const vni = v.getUint32(at + 4 * i, true);
+			if (vni === 0) break;
+			out.push(vni);
+		}
+		return out;
+	},
+});
 
 /** The prefix with its host bits zero, as the trie's key. */
 export function aclRow(key: AclKey): AclKeyRow {
@@ -694,6 +723,64 @@ class MappedTable implements OpenTable, Disposable {
 	}
 }
 
+/** Tables of VIPs: as Tables, but that nothing in them moves. */
+class VipTables implements Disposable {
+	readonly outer: Outer;
+
+	constructor(map: MapOfMaps<number>, named: () => Iterable<number>) {
+		this.outer = new Outer(map, named);
+	}
+
+	ids(): Iterable<number> {
+		return [...this.outer.keys.keys()];
+	}
+
+	read(table: number): Uint32Array | undefined {
+		using inner = this.outer.open(table);
+		if (!inner) return undefined;
+		using m = inner.raw.mmap({ readonly: true });
+		const from = m.u32;
+		return Uint32Array.from({ length: inner.maxEntries }, (_, i) => from[i * SLOT_WORDS]);
+	}
+
+	put(tables: Iterable<readonly [number, Uint32Array]>): void {
+		let some: [number, TypedMap<unknown, unknown>][] = [];
+		const flush = () => {
+			try {
+				this.outer.put(some);
+			} finally {
+				for (const [, m] of some) m[Symbol.dispose]();
+				some = [];
+			}
+		};
+		for (const [id, slots] of tables) {
+			const inner = this.outer.map.createInner(slots.length, 'vip_slots');
+			using m = inner.raw.mmap();
+			const to = m.u32;
+			for (let i = 0; i < slots.length; i++) to[i * SLOT_WORDS] = slots[i];
+			some.push([id, inner]);
+			if (some.length === MADE_AT_ONCE) flush();
+		}
+		flush();
+	}
+
+	write(table: number, slots: Uint32Array): void {
+		using inner = this.outer.open(table);
+		if (inner?.maxEntries !== slots.length)
+			throw rowError(`write table ${table} of a VIP: it has ${inner?.maxEntries ?? 'no'} slots, not ${slots.length}`);
+		using m = inner.raw.mmap();
+		for (let i = 0; i < slots.length; i++) Atomics.store(m.u32, i * SLOT_WORDS, slots[i]);
+	}
+
+	delete(tables: Iterable<number>): void {
+		this.outer.remove(tables);
+	}
+
+	[Symbol.dispose](): void {
+		this.outer[Symbol.dispose]();
+	}
+}
+
 /** CLOCK_BOOTTIME in ns, as bpf_ktime_get_boot_ns() in the programs. */
 export function bootTimeNs(): bigint {
 	const monotonic = process.hrtime.bigint();
@@ -842,6 +929,20 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		for (const [, row] of frontends.entries()) for (const t of row.tables) if (t.table !== 0) yield t.table;
 	});
 	owned.push(tables);
+	const netnsNetworks = typed('netns_networks', u64, networkList);
+	const vips = typed('vips', wire(vipKeyCodec), wire(vipCodec));
+	const vipBackends = array<VipBackend>('vip_backends', wire(vipBackendCodec));
+	const vipSlots = tableOf('vip_tables', 4);
+	const vipTables = new VipTables(vipSlots, function* () {
+		for (const [, row] of vips.entries(CHUNK)) if (row.table !== 0) yield row.table;
+	});
+	owned.push(vipTables);
+	const vip: VipStore = {
+		namespaces: hashStore(netnsNetworks),
+		vips: hashStore(vips),
+		backends: vipBackends,
+		tables: vipTables,
+	};
 	const revnatKey = wire(revnatKeyCodec);
 	const revnatRow = wire(revnatCodec);
 	const revnat = typed('revnat', revnatKey, revnatRow);
@@ -897,6 +998,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		overlayEndpoints: hashStore(overlayEndpoints),
 		overlaySlices: trieStore(overlaySlices),
 		overlayPorts: hashStore(overlayPorts),
+		vip,
 		counters(): Counters {
 			const out: Counters = { verdicts: [], frontends: new Map(), backends: new Map() };
 			sumPerCpu(verdictCounters, verdictCounters.maxEntries, (i, [packets, bytes]) => {
@@ -954,7 +1056,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 			const of = (map: BpfMap, entries: number) => ({ map: map.name, entries, maxEntries: map.maxEntries });
 			const tableIds = [...tables.ids()];
 			return [
-				...[uplinks, ports, frontends, backends, nodes].map((r) => of(r.map, r.count())),
+				...[uplinks, ports, frontends, backends, nodes, vipBackends].map((r) => of(r.map, r.count())),
 				...[
 					ownAddresses,
 					exactFrontends,
@@ -966,10 +1068,13 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 					overlayEndpoints,
 					overlaySlices,
 					overlayPorts,
+					netnsNetworks,
+					vips,
 				].map((m) => of(m, count(m as TypedMap<unknown, unknown>, 1000))),
 				...[revnatNew, revnat, ...lrus].map((m) => of(m, count(m as TypedMap<unknown, unknown>, COUNT_AGE_MS))),
 				of(slots, tableIds.length),
 				of(transitions, tables.transitions.keys.size),
+				of(vipSlots, vipTables.outer.keys.size),
 			];
 		},
 		now: bootTimeNs,

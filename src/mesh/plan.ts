@@ -13,6 +13,7 @@ import type {
 	ServiceSpec,
 	Task,
 } from './types.js';
+import { type MeshVips, planVips } from './vips.js';
 
 /** One item per service, (node, task or address), target port and protocol; both families together. */
 export interface MeshBackend {
@@ -114,6 +115,8 @@ export interface Mesh {
 	readonly nodes: ReadonlyMap<string, MeshNode>;
 	readonly services: ReadonlyMap<string, MeshService>;
 	readonly networks: readonly NetworkSpec[];
+	/** VIPs inside the networks. */
+	readonly vips: MeshVips;
 	readonly health: Health;
 	/** Of all services: nodes with the same membership have the same digest, whatever each has seen or prefers. */
 	readonly digest: bigint;
@@ -645,14 +648,17 @@ export function plan(input: PlanInput): Mesh {
 	}
 	let digest = 0n;
 	for (const s of services.values()) {
-		digest ^= BigInt.asUintN(64, s.digest * 0x9e3779b97f4a7c15n + toBigInt(hash64(s.name)));
 		wake(s.wakeAtMs);
+		// Of tables that packets meet: whoever dials a VIP asks no other node.
+		if (s.frontends.length === 0 && s.backends.length === 0) continue;
+		digest ^= BigInt.asUintN(64, s.digest * 0x9e3779b97f4a7c15n + toBigInt(hash64(s.name)));
 	}
 	return {
 		self,
 		nodes,
 		services,
 		networks: membership.networks,
+		vips: planVips(membership, self, health, previous?.vips),
 		health,
 		digest,
 		...(wakeAtMs === undefined ? {} : { wakeAtMs }),

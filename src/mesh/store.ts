@@ -8,6 +8,9 @@ import type {
 	OverlayPort,
 	Settings,
 	Uplink,
+	Vip,
+	VipBackend,
+	VipKey,
 } from '../loader/layout.gen.js';
 
 /**
@@ -70,6 +73,24 @@ export interface TableStore {
 	delete(tables: Iterable<number>): void;
 }
 
+/** Maps of service VIPs inside overlay networks. */
+export interface VipStore {
+	/** Cookie of a network namespace → VNIs of the networks that it is attached to. */
+	readonly namespaces: RowStore<bigint, readonly number[]>;
+	readonly vips: RowStore<VipKey, Vip>;
+	readonly backends: RowStore<number, VipBackend>;
+	readonly tables: {
+		/** Slots of a table, copied; undefined: there is none. */
+		read(table: number): Uint32Array | undefined;
+		/** Puts whole tables in, each at once, in place of those that were there; the kernel waits once for all of them. */
+		put(tables: Iterable<readonly [number, Uint32Array]>): void;
+		/** Writes slots of a table of the same size in place, each in one store. */
+		write(table: number, slots: Uint32Array): void;
+		delete(tables: Iterable<number>): void;
+		ids(): Iterable<number>;
+	};
+}
+
 export interface ExactKey {
 	addr: string;
 	port: number;
@@ -130,6 +151,7 @@ export interface MeshStore {
 	readonly overlaySlices: RowStore<string, number>;
 	/** Key: ifindex of the host end. */
 	readonly overlayPorts: RowStore<number, OverlayPort>;
+	readonly vip: VipStore;
 	counters(): Counters;
 	/** Resets the counters of indexes that are about to be reused. */
 	clearCounters(kind: 'frontends' | 'backends', indexes: Iterable<number>): void;

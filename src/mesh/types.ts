@@ -42,15 +42,27 @@ export interface Task {
 	readonly node: string;
 	readonly address4?: string;
 	readonly address6?: string;
+	/** Addresses inside overlay networks, by network: where its service's VIPs lead. Absent where the service has none. */
+	readonly on?: Readonly<Record<string, string>>;
 	readonly weight: number;
 	readonly state: BackendState;
 }
 
+/** A service's address inside an overlay network: every port and protocol of it is the service's. */
+export interface Vip {
+	/** Name of the network. */
+	readonly network: string;
+	readonly address: string;
+}
+
 export interface ServiceSpec {
 	readonly name: string;
+	/** Published ones; may be none where it has VIPs. */
 	readonly ports: readonly PublishedPort[];
 	readonly options: ServiceOptions;
 	readonly tasks: readonly Task[];
+	/** Absent: none (its tasks are on no overlay network, or names lead to them one by one: dnsrr). */
+	readonly vips?: readonly Vip[];
 }
 
 export interface NodeSpec {
@@ -90,6 +102,8 @@ export interface NetworkEndpoint {
 export interface NetworkSpec {
 	readonly name: string;
 	/** beeline: its packets are ours; overlay: Docker's driver carries them. */
+	/** Where the source names networks by more than their name (Docker's id). */
+	readonly id?: string;
 	readonly driver: 'beeline' | 'overlay';
 	/** IPv4. */
 	readonly subnet: string;

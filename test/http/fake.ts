@@ -57,6 +57,7 @@ export function fakeAgent(): FakeAgent {
 			options,
 			backends: { total: 2, active: 2, draining: 0, down: 0 },
 			slotsInTransition: 12,
+			vips: [],
 		},
 	];
 	const backends: BackendView[] = [
@@ -249,6 +250,7 @@ export function fakeAgent(): FakeAgent {
 					options: { ...options, ...body.options },
 					backends: { total: 0, active: 0, draining: 0, down: 0 },
 					slotsInTransition: 0,
+					vips: [],
 				},
 			];
 		},

@@ -40,12 +40,14 @@ function shown(m: Membership): string[] {
 		return `${s.name} ${ports}: ${tasks.join(', ')}`;
 	});
 }
+const named = (m: Membership, name: string) => m.services.find((s) => s.name === name)!;
 const map = (state: string, more: Partial<Answers> = {}): Mapped => mapAnswers(answers(state, more));
 
-test('a steady swarm: ingress ports only; host mode, dnsrr and portless services are left alone', () => {
+test('a steady swarm: ingress ports and VIPs; host mode and dnsrr are left alone', () => {
 	const { membership, problems, skipped } = map('steady');
 	assert.equal(shown(membership), [
 		'webglob udp/8053→53 tcp/8082→80: node1 active, node2 active, node3 active',
+		'webint : node1 active, node2 active',
 		'webvip tcp/8080→80: node1 active, node2 active, node3 active',
 	]);
 	assert.equal(
@@ -56,10 +58,27 @@ test('a steady swarm: ingress ports only; host mode, dnsrr and portless services
 	assert.equal([problems, skipped], [[], []]);
 });
 
-test('a task is known by its id and IPv4, without an address', () => {
-	const [, webvip] = map('steady').membership.services;
-	const t = webvip.tasks.find((x) => x.node === 'node2');
-	assert.equal(t, { id: 'xftee1lli18gdjl9rrpggrdav', node: 'node2', families: [4], weight: 1, state: 'active' });
+test('a task is known by its id, IPv4, and its addresses where its service has VIPs', () => {
+	const t = named(map('steady').membership, 'webvip').tasks.find((x) => x.node === 'node2');
+	assert.equal(t, {
+		id: 'xftee1lli18gdjl9rrpggrdav',
+		node: 'node2',
+		families: [4],
+		on: { appnet: '10.77.1.4' },
+		weight: 1,
+		state: 'active',
+	});
+});
+
+test('VIPs by network, but for the ingress network’s; none in dnsrr mode', () => {
+	const { services } = map('steady').membership;
+	assert.equal(
+		services.map((s) => `${s.name} ${(s.vips ?? []).map((v) => `${v.address}@${v.network}`).join(' ')}`),
+		['webglob 10.77.2.5@app2', 'webint 10.77.2.2@app2 10.77.1.9@appnet', 'webvip 10.77.1.2@appnet'],
+	);
+	assert.not.ok(services.some((s) => s.name === 'webrr'));
+	for (const t of named(map('steady').membership, 'webint').tasks)
+		assert.equal(Object.keys(t.on ?? {}).sort(), ['app2', 'appnet']);
 });
 
 test('overlay networks have their VNI; ingress, bridge and host are none of ours', () => {
@@ -91,11 +110,14 @@ test('a service at zero replicas keeps its ports', () => {
 test('a task that is to stop drains while it runs; one that served and is over is down; another is nothing', () => {
 	const a = answers('steady');
 	const of = (state: string, desired: string, served: boolean) =>
-		mapAnswers({
-			...a,
-			tasks: a.tasks.map((t) => (t.id === 'xftee1lli18gdjl9rrpggrdav' ? { ...t, state, desired, served } : t)),
-		})
-			.membership.services[1].tasks.filter((t) => t.node === 'node2')
+		named(
+			mapAnswers({
+				...a,
+				tasks: a.tasks.map((t) => (t.id === 'xftee1lli18gdjl9rrpggrdav' ? { ...t, state, desired, served } : t)),
+			}).membership,
+			'webvip',
+		)
+			.tasks.filter((t) => t.node === 'node2')
 			.map((t) => t.state);
 	assert.equal(of('running', 'shutdown', true), ['draining']);
 	assert.equal(of('running', 'remove', true), ['draining']);
@@ -109,7 +131,7 @@ test('a report makes a task worse, never better', () => {
 	const report = (state: 'draining' | 'down') =>
 		shown(
 			map('steady', { reportOf: (t) => (t.id === 'xftee1lli18gdjl9rrpggrdav' ? { state } : undefined) }).membership,
-		)[1];
+		).find((l) => l.startsWith('webvip'));
 	assert.is(report('down'), 'webvip tcp/8080→80: node1 active, node2 down, node3 active');
 	assert.is(report('draining'), 'webvip tcp/8080→80: node1 active, node2 draining, node3 active');
 });
@@ -230,7 +252,8 @@ test('a container’s leg on docker_gwbridge becomes the address of its task, on
 	const containers = ownContainers(read('worker/containers'));
 	const own = new Map(containers.flatMap((c) => (legs.has(c.id) ? [[c.task, legs.get(c.id)!] as const] : [])));
 	const m = map('steady').membership;
-	const at = (self: string) => withOwn(m, self, own, new Map()).services[1].tasks.map((t) => `${t.node} ${t.address4}`);
+	const at = (self: string) =>
+		named(withOwn(m, self, own, new Map()), 'webvip').tasks.map((t) => `${t.node} ${t.address4}`);
 	assert.equal(at('node2').sort(), ['node1 undefined', 'node2 172.18.0.6', 'node3 undefined']);
 	assert.equal(
 		at('node1').filter((x) => !x.endsWith('undefined')),

@@ -10,6 +10,9 @@ import type {
 	Settings,
 	TableRef,
 	Uplink,
+	Vip,
+	VipBackend,
+	VipKey,
 } from '../../src/loader/layout.gen.js';
 import type {
 	AclKey,
@@ -69,6 +72,8 @@ const EMPTY_SETTINGS: Settings = {
 	own6: [],
 };
 
+const keyText = (k: unknown): unknown => (typeof k === 'bigint' ? String(k) : k);
+
 /**
  * @param log whether to note every write; 100 000 rows do not want it
  */
@@ -95,6 +100,10 @@ export function createMemoryStore(log = true): MemoryStore {
 			...[...uplinks.entries()].map(([k]) => `uplinks ${k}`),
 			...[...own.entries()].map(([k]) => `own_addresses ${k}`),
 			...[...memory.tables.keys()].map((k) => `tables ${k}`),
+			...[...namespaces.entries()].map(([k]) => `netns_networks ${k}`),
+			...[...vips.entries()].map(([k]) => `vips ${k.network} ${k.addr}`),
+			...[...vipBackends.entries()].map(([k]) => `vip_backends ${k}`),
+			...[...vipTables.keys()].map((k) => `vip_tables ${k}`),
 		],
 	};
 	const note = (line: string) => {
@@ -113,14 +122,14 @@ export function createMemoryStore(log = true): MemoryStore {
 			entries: () => [...data.values()],
 			setMany(list) {
 				const all = [...list];
-				if (log || memory.failures.size > 0) for (const [k] of all) note(`${map}.set ${JSON.stringify(k)}`);
+				if (log || memory.failures.size > 0) for (const [k] of all) note(`${map}.set ${JSON.stringify(keyText(k))}`);
 				for (const [k, v] of all)
 					if (kind === 'array' && isZero(v)) data.delete(keyOf(k));
 					else data.set(keyOf(k), [k, v]);
 			},
 			deleteMany(keys) {
 				for (const k of keys) {
-					note(`${map}.delete ${JSON.stringify(k)}`);
+					note(`${map}.delete ${JSON.stringify(keyText(k))}`);
 					data.delete(keyOf(k));
 				}
 			},
@@ -142,6 +151,11 @@ export function createMemoryStore(log = true): MemoryStore {
 	const overlaySlices = rows<string, number>('overlay_slices', undefined, 'hash');
 	const overlayPorts = rows<number, OverlayPort>('overlay_ports', undefined, 'hash');
 	const deny = rows<AclKey, number>('deny', (k) => `${k.acl}/${k.prefix}`);
+
+	const namespaces = rows<bigint, readonly number[]>('netns_networks', String, 'hash');
+	const vips = rows<VipKey, Vip>('vips', (k) => `${k.network} ${k.addr}`, 'hash');
+	const vipBackends = rows<number, VipBackend>('vip_backends');
+	const vipTables = new Map<number, Uint32Array>();
 
 	const table = (id: number): MemoryTable => {
 		const t = memory.tables.get(id);
@@ -235,6 +249,32 @@ export function createMemoryStore(log = true): MemoryStore {
 		overlayPorts,
 		allow,
 		deny,
+		vip: {
+			namespaces,
+			vips,
+			backends: vipBackends,
+			tables: {
+				ids: () => [...vipTables.keys()],
+				read: (id) => vipTables.get(id)?.slice(),
+				put(list) {
+					for (const [id, slots] of list) {
+						note(`vip_tables.put ${id} ${slots.length}`);
+						vipTables.set(id, slots.slice());
+					}
+				},
+				write(id, slots) {
+					note(`vip_tables.write ${id}`);
+					if (vipTables.get(id)?.length !== slots.length) throw new Error(`table ${id} has another size`);
+					vipTables.set(id, slots.slice());
+				},
+				delete(ids) {
+					for (const id of ids) {
+						note(`vip_tables.delete ${id}`);
+						vipTables.delete(id);
+					}
+				},
+			},
+		},
 		counters: () => ({ verdicts: [], frontends: new Map(), backends: new Map() }),
 		clearCounters() {},
 		flows: () => ({ flows: [], limited: false }),

@@ -344,6 +344,62 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 		assert.equal(s.tables.read(10), desired);
 	});
 
+	check('rows of VIPs come back, are replaced and are deleted', (s) => {
+		const { namespaces, vips, backends } = s.vip;
+		for (const rows of [namespaces, vips, backends]) assert.equal([...rows.entries()], []);
+		const cookie = (1n << 40n) + 5n;
+		namespaces.setMany([
+			[cookie, [4097]],
+			[7n, Array.from({ length: 16 }, (_, i) => i + 1)],
+		]);
+		namespaces.setMany([[cookie, [4097, 0xfffffe]]]);
+		assert.equal(namespaces.get(cookie), [4097, 0xfffffe]);
+		assert.is(namespaces.get(7n)?.length, 16);
+		vips.setMany([
+			[
+				{ network: 4097, addr: '10.77.1.2' },
+				{ table: 1, mask: 63, flags: 1 },
+			],
+			[
+				{ network: 4098, addr: '10.77.1.2' },
+				{ table: 2, mask: 127, flags: 0 },
+			],
+			[
+				{ network: 4098, addr: 'fd00::2' },
+				{ table: 3, mask: 63, flags: 0 },
+			],
+		]);
+		assert.equal(vips.get({ network: 4098, addr: '10.77.1.2' }), { table: 2, mask: 127, flags: 0 });
+		assert.is([...vips.entries()].length, 3);
+		backends.setMany([[9, { addr: '10.77.1.5', network: 4097, state: 1 }]]);
+		assert.equal([...backends.entries()], [[9, { addr: '10.77.1.5', network: 4097, state: 1 }]]);
+		namespaces.deleteMany([cookie, 7n, 8n]);
+		vips.deleteMany([...vips.entries()].map(([k]) => k));
+		backends.deleteMany([9, 10]);
+		for (const rows of [namespaces, vips, backends]) assert.equal([...rows.entries()], []);
+	});
+
+	check('tables of VIPs are put, written in place, replaced by others of any size, and deleted', (s) => {
+		const { tables } = s.vip;
+		const slots = Uint32Array.from({ length: 64 }, (_, i) => 1 + (i % 5));
+		tables.put([
+			[1, slots],
+			[2, slots],
+		]);
+		assert.equal([...tables.ids()].sort(), [1, 2]);
+		assert.equal(tables.read(1), slots);
+		assert.is(tables.read(3), undefined);
+		const other = slots.map((x) => x + 1);
+		tables.write(1, other);
+		assert.equal(tables.read(1), other);
+		assert.equal(tables.read(2), slots);
+		assert.throws(() => tables.write(1, new Uint32Array(128)));
+		tables.put([[1, new Uint32Array(128).fill(7)]]);
+		assert.is(tables.read(1)?.length, 128);
+		tables.delete([1, 2, 3]);
+		assert.equal([...tables.ids()], []);
+	});
+
 	check('now() goes forward', (s) => {
 		const a = s.now();
 		assert.ok(a > 0n);

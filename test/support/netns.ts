@@ -525,6 +525,8 @@ export interface LoadReport {
 	readonly backends: Readonly<Record<string, number>>;
 	readonly connectionsByBackend: Readonly<Record<string, number>>;
 	readonly clients: Readonly<Record<string, number>>;
+	/** Addresses that getpeername() told, once a connection. */
+	readonly peers: Readonly<Record<string, number>>;
 	readonly latencyUs: { readonly p50: number; readonly p99: number; readonly max: number };
 	readonly rows?: readonly {
 		/** When it was begun, ms after the start. */
@@ -551,6 +553,8 @@ export interface UdpReport {
 	readonly errors: Readonly<Record<string, number>>;
 	readonly backends: Readonly<Record<string, number>>;
 	readonly clients: Readonly<Record<string, number>>;
+	/** Whom answers seemed to be from. */
+	readonly sources: Readonly<Record<string, number>>;
 	readonly latencyUs: { readonly p50: number; readonly p99: number; readonly max: number };
 }
 

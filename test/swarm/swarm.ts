@@ -291,6 +291,34 @@ export class Swarm {
 		}
 	}
 
+	/** Container of a service's task on a node, the first of them. */
+	async container(node: number, service: string): Promise<string> {
+		return await waitFor(
+			`a container of ${service} on node${node}`,
+			() =>
+				this.docker(node, 'ps', '-q', '--filter', `label=com.docker.swarm.service.name=${service}`).split('\n')[0] ??
+				'',
+			30_000,
+			100,
+		);
+	}
+
+	/** Runs a test program inside a container to its end. */
+	async inside<R>(node: number, container: string, command: readonly (string | number)[]): Promise<R> {
+		return await this.startInside<R>(node, container, command).report();
+	}
+	startInside<R>(
+		node: number,
+		container: string,
+		command: readonly (string | number)[],
+	): { report(): Promise<R>; stop(): void } {
+		const child = spawnProcess('docker', ['exec', container, ...command.map(String)], {
+			env: { ...process.env, DOCKER_HOST: `unix://${this.directory}/node${node}/run/docker.sock` },
+			stdio: ['ignore', 'pipe', 'pipe'],
+		});
+		return { report: () => this.#report<R>(child), stop: () => void child.kill('SIGTERM') };
+	}
+
 	/** Addresses of `port` on nodes. */
 	targets(port: number, nodes: readonly number[] = Array.from({ length: this.nodes }, (_, i) => i + 1)): string[] {
 		return nodes.map((n) => `${this.address(n)}:${port}`);
@@ -350,7 +378,7 @@ function makeRootfs(): string {
 	chmodSync(join(at, 'bin/busybox'), 0o755);
 	for (const applet of ['sh', 'cat', 'sleep', 'test', 'hostname', 'wget', 'nc', 'rm', 'touch', 'kill', 'ip'])
 		symlinkSync('busybox', join(at, 'bin', applet));
-	for (const name of ['httpd', 'udpecho'])
+	for (const name of ['httpd', 'udpecho', 'load', 'udpload'])
 		execFileSync('gcc', ['-O2', '-static', join(root, `test/support/c/${name}.c`), '-o', join(at, name)], {
 			stdio: 'pipe',
 		});

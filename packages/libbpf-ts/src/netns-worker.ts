@@ -32,23 +32,28 @@ const ops: NetnsOps = {
 			child.stdin.end(input ?? '');
 		}),
 	async run(module, args) {
-		const m = (await import(module)) as { run?: (a: unknown) => unknown; default?: (a: unknown) => unknown };
-		const f = m.run ?? m.default;
-		if (typeof f !== 'function') throw new TypeError(`${module} exports neither run nor a default function`);
-		return f(args);
+		return (await jobOf(module))(args);
+	},
+	async visit(path, module, args) {
+		const job = await jobOf(module);
+		// From here to the way back nothing may wait, or another request would be answered from there.
+		enter(path);
+		try {
+			return job(args);
+		} finally {
+			setNetns(home);
+		}
 	},
 };
 
-function plain(e: unknown): NonNullable<Answer['error']> {
-	if (e instanceof BpfError) return { name: e.name, message: e.message, op: e.op, errno: e.errno, hint: e.hint };
-	if (e instanceof Error) return { name: e.name, message: e.message, stack: e.stack };
-	return { name: 'Error', message: String(e) };
+async function jobOf(module: string): Promise<(a: unknown) => unknown> {
+	const m = (await import(module)) as { run?: (a: unknown) => unknown; default?: (a: unknown) => unknown };
+	const f = m.run ?? m.default;
+	if (typeof f !== 'function') throw new TypeError(`${module} exports neither run nor a default function`);
+	return f;
 }
 
-const { path, port } = workerData as { path: string; port: MessagePort };
-const parent = parentPort!;
-
-try {
+function enter(path: string): void {
 	let fd: number;
 	try {
 		fd = openSync(path, 'r');
@@ -60,6 +65,22 @@ try {
 	} finally {
 		closeSync(fd);
 	}
+}
+
+function plain(e: unknown): NonNullable<Answer['error']> {
+	if (e instanceof BpfError) return { name: e.name, message: e.message, op: e.op, errno: e.errno, hint: e.hint };
+	if (e instanceof Error) return { name: e.name, message: e.message, stack: e.stack };
+	return { name: 'Error', message: String(e) };
+}
+
+const { path, port } = workerData as { path: string; port: MessagePort };
+const parent = parentPort!;
+let home = -1;
+
+try {
+	enter(path);
+	// The thread's own: /proc/self would be the main thread's.
+	home = openSync('/proc/thread-self/ns/net', 'r');
 	port.on('message', async ({ id, op, args, done }: Request) => {
 		let answer: Answer;
 		try {

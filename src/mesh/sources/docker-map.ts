@@ -1,5 +1,14 @@
 /** Answers of a manager's Engine API → Membership. Pure: what an engine says is data, and wrong data is left out and told. */
-import type { BackendState, Membership, NetworkSpec, NodeSpec, PublishedPort, ServiceSpec, Task } from '../types.js';
+import type {
+	BackendState,
+	Membership,
+	NetworkSpec,
+	NodeSpec,
+	PublishedPort,
+	ServiceSpec,
+	Task,
+	Vip,
+} from '../types.js';
 import { type LabelProblem, parseLabels } from './docker-labels.js';
 import { isUsable, parseAddress, parsePrefix } from './document.js';
 
@@ -24,7 +33,10 @@ interface RawPort {
 export interface RawService {
 	readonly ID?: string;
 	readonly Spec?: { readonly Name?: string; readonly Labels?: Readonly<Record<string, string>> | null };
-	readonly Endpoint?: { readonly Ports?: readonly RawPort[] | null };
+	readonly Endpoint?: {
+		readonly Ports?: readonly RawPort[] | null;
+		readonly VirtualIPs?: readonly { readonly NetworkID?: string; readonly Addr?: string }[] | null;
+	};
 	readonly UpdateStatus?: { readonly State?: string };
 }
 
@@ -40,10 +52,14 @@ export interface RawTask {
 		readonly State?: string;
 		readonly ContainerStatus?: { readonly ContainerID?: string } | null;
 	};
+	readonly NetworksAttachments?:
+		| readonly { readonly Network?: { readonly ID?: string }; readonly Addresses?: readonly string[] | null }[]
+		| null;
 }
 
 export interface RawNetwork {
 	readonly Name?: string;
+	readonly Id?: string;
 	readonly Driver?: string;
 	readonly Scope?: string;
 	readonly Attachable?: boolean;
@@ -62,12 +78,38 @@ export interface TaskFact {
 	readonly state: string;
 	/** It ran when it was listed before: its end is news. */
 	readonly served?: boolean;
+	/** Network id, address, network id, address, …; absent: on none. */
+	readonly attached?: readonly string[];
+}
+
+/** Network ids, each once: 20 000 tasks name the same few. */
+const networkIds = new Map<string, string>();
+const MAX_NETWORK_IDS = 10_000;
+
+function intern(id: string): string {
+	const known = networkIds.get(id);
+	if (known !== undefined) return known;
+	if (networkIds.size >= MAX_NETWORK_IDS) networkIds.clear();
+	networkIds.set(id, id);
+	return id;
 }
 
 export function taskFact(raw: RawTask): TaskFact | undefined {
 	const { ID: id, ServiceID: service, NodeID: node } = raw;
 	if (id === undefined || service === undefined || node === undefined || node === '') return undefined;
-	return { id, service, node, desired: raw.DesiredState ?? '', state: raw.Status?.State ?? '' };
+	const attached: string[] = [];
+	for (const n of raw.NetworksAttachments ?? []) {
+		const address = n.Addresses?.[0]?.replace(/\/\d+$/, '');
+		if (n.Network?.ID !== undefined && address !== undefined) attached.push(intern(n.Network.ID), address);
+	}
+	return {
+		id,
+		service,
+		node,
+		desired: raw.DesiredState ?? '',
+		state: raw.Status?.State ?? '',
+		...(attached.length === 0 ? {} : { attached }),
+	};
 }
 
 /** Nothing comes after these. */
@@ -177,6 +219,7 @@ function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
 		out.push({
 			name: n.Name,
 			driver: 'overlay',
+			...(n.Id === undefined ? {} : { id: n.Id }),
 			subnet,
 			vni,
 			attachable: n.Attachable ?? false,
@@ -188,6 +231,38 @@ function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
 		});
 	}
 	return out.sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** Service VIPs in overlay networks; none in dnsrr mode. Nobody dials the one of the ingress network. */
+function mapVips(s: RawService, networkOf: ReadonlyMap<string, string>): Vip[] {
+	const out: Vip[] = [];
+	for (const v of s.Endpoint?.VirtualIPs ?? []) {
+		const network = networkOf.get(v.NetworkID ?? '');
+		const address = parseAddress(v.Addr?.replace(/\/\d+$/, ''));
+		if (network !== undefined && address !== undefined && isUsable(address)) out.push({ network, address });
+	}
+	return out.sort((a, b) => (a.network < b.network ? -1 : 1));
+}
+
+/** A task's addresses in the networks where its service has a VIP. */
+function addressesOn(
+	t: TaskFact,
+	vips: readonly Vip[],
+	networkOf: ReadonlyMap<string, string>,
+): Record<string, string> | undefined {
+	const { attached } = t;
+	if (attached === undefined || vips.length === 0) return undefined;
+	const on: Record<string, string> = {};
+	let some = false;
+	for (const { network } of vips)
+		for (let i = 0; i + 1 < attached.length; i += 2) {
+			if (networkOf.get(attached[i]) !== network) continue;
+			const address = parseAddress(attached[i + 1]);
+			if (address === undefined) continue;
+			on[network] = address;
+			some = true;
+		}
+	return some ? on : undefined;
 }
 
 function worse(listed: BackendState, reported: 'draining' | 'down' | undefined): BackendState {
@@ -206,11 +281,14 @@ export function mapAnswers(answers: Answers): Mapped {
 		if (of === undefined) tasksOf.set(t.service, [t]);
 		else of.push(t);
 	}
+	const networks = mapNetworks(answers.networks);
+	const networkOf = new Map(networks.map((n) => [n.id as string, n.name]));
 	const services: ServiceSpec[] = [];
 	for (const s of answers.services) {
 		const name = s.Spec?.Name ?? '';
 		const ports = ingressPorts(s);
-		if (s.ID === undefined || ports.length === 0) continue;
+		const vips = mapVips(s, networkOf);
+		if (s.ID === undefined || (ports.length === 0 && vips.length === 0)) continue;
 		if (!NAME.test(name)) {
 			skipped.push(`service ${s.ID}: its name ${JSON.stringify(name)} is no name`);
 			continue;
@@ -224,19 +302,21 @@ export function mapAnswers(answers: Answers): Mapped {
 			if (node === undefined || listed === undefined) continue;
 			const report = answers.reportOf(t);
 			const state = worse(listed, report?.state);
+			const on = addressesOn(t, vips, networkOf);
 			tasks.push({
 				id: t.id,
 				node,
 				families: report?.six === true ? [4, 6] : [4],
+				...(on === undefined ? {} : { on }),
 				weight: labels.weightOf(node),
 				state,
 			});
 		}
 		tasks.sort((a, b) => ((a.id as string) < (b.id as string) ? -1 : 1));
-		services.push({ name, ports, options: labels.options, tasks });
+		services.push({ name, ports, options: labels.options, tasks, ...(vips.length === 0 ? {} : { vips }) });
 	}
 	services.sort((a, b) => (a.name < b.name ? -1 : 1));
-	return { membership: { nodes, services, networks: mapNetworks(answers.networks) }, problems, skipped };
+	return { membership: { nodes, services, networks }, problems, skipped };
 }
 
 /** Addresses of a task's leg on docker_gwbridge. */
@@ -290,6 +370,7 @@ export interface OwnContainer {
 	readonly id: string;
 	readonly task: string;
 	readonly running: boolean;
+	readonly paused: boolean;
 	/** It ran and does not any more. */
 	readonly ended: boolean;
 }
@@ -301,7 +382,15 @@ export function ownContainers(raw: unknown): OwnContainer[] {
 		const task = c.Labels?.[TASK_LABEL];
 		return c.Id === undefined || !task
 			? []
-			: [{ id: c.Id, task, running: c.State === 'running', ended: c.State === 'exited' || c.State === 'dead' }];
+			: [
+					{
+						id: c.Id,
+						task,
+						running: c.State === 'running',
+						paused: c.State === 'paused',
+						ended: c.State === 'exited' || c.State === 'dead',
+					},
+				];
 	});
 }
 

@@ -28,6 +28,8 @@ export interface Own {
 const ENDING = new Set(['2', '3', '9', '15', 'SIGINT', 'SIGQUIT', 'SIGKILL', 'SIGTERM']);
 /** A task that lives on after a signal that should have ended it serves again after so long. */
 const KILL_MS = 20_000;
+/** It takes connections into its backlog and answers none of them, for as long as somebody wants. */
+const PAUSED: Said = { state: 'draining', untilMs: Number.POSITIVE_INFINITY, paused: true };
 /** A dead container is remembered until Swarm has surely seen it. */
 const DEAD_MS = 120_000;
 /** The leg of a container that starts appears some 100 ms before it serves. */
@@ -37,6 +39,7 @@ const DEBOUNCE_MS = 10;
 interface Said {
 	readonly state: 'draining' | 'down';
 	readonly untilMs: number;
+	readonly paused?: true;
 }
 
 export interface OwnDeps {
@@ -89,6 +92,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 		}
 		reading = true;
 		again = false;
+		const before = new Map(said);
 		try {
 			const filter = encodeURIComponent(JSON.stringify({ label: [TASK_LABEL] }));
 			const [containers, bridge] = await Promise.all([
@@ -109,6 +113,13 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 				const leg = byContainer.get(c.id);
 				if (leg !== undefined) next.set(c.task, leg);
 				const known = said.get(c.task);
+				// Paused, or no more, while events were not heard; what was heard since the asking is newer than the answer.
+				const heard = known !== before.get(c.task);
+				if (!heard && c.paused !== (known?.paused === true) && known?.state !== 'down') {
+					if (c.paused) said.set(c.task, PAUSED);
+					else said.delete(c.task);
+					news = true;
+				}
 				// One that died while events were not heard.
 				if (!c.running && c.ended && known?.state !== 'down') {
 					said.set(c.task, { state: 'down', untilMs: now() + DEAD_MS });
@@ -180,7 +191,9 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 				if (healthy) say(task, undefined, true);
 				else if (e.action.includes('unhealthy'))
 					say(task, { state: 'draining', untilMs: Number.POSITIVE_INFINITY }, false);
-			} else if (action === 'start') {
+			} else if (action === 'pause') say(task, PAUSED, false);
+			else if (action === 'unpause') say(task, undefined, true);
+			else if (action === 'start') {
 				tries = 0;
 				later(0);
 				restate(true);

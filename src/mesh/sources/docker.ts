@@ -70,6 +70,10 @@ const EVENT_TYPES = ['container', 'network', 'service', 'node'];
 /** Objects whose events only managers see. */
 const OBJECTS = new Set(['service', 'node', 'network']);
 
+function sameMembership(a: Membership | undefined, b: Membership): boolean {
+	return a !== undefined && a.nodes === b.nodes && a.services === b.services && a.networks === b.networks;
+}
+
 /**
  * Resolves when a membership that names this node is known, however long that takes: Docker, the swarm or its managers may
  * all start later than the agent.
@@ -140,7 +144,7 @@ export function openDockerSource(
 
 	function take(m: Membership): void {
 		const next = shareMembership(shared, m);
-		const same = shared !== undefined && next.nodes === shared.nodes && next.services === shared.services;
+		const same = sameMembership(shared, next);
 		shared = same ? shared : next;
 		if (!same && info !== undefined && selfName(next) !== undefined) memory.write(info.nodeId, next);
 		compose();
@@ -154,11 +158,14 @@ export function openDockerSource(
 		const name = self ?? selfName(shared);
 		if (name === undefined) return;
 		const next = shareMembership(current, withOwn(shared, name, own.legs, own.reports));
-		const same = current !== undefined && next.nodes === current.nodes && next.services === current.services;
+		const same = sameMembership(current, next);
 		if (!same) current = next;
 		own.expect(
 			next.services.flatMap((s) =>
-				s.tasks.flatMap((t) => (t.node === name && t.id !== undefined && t.state !== 'down' ? [t.id] : [])),
+				// Without a published port nothing is delivered to the leg, and on internal networks there is none.
+				s.ports.length === 0
+					? []
+					: s.tasks.flatMap((t) => (t.node === name && t.id !== undefined && t.state !== 'down' ? [t.id] : [])),
 			),
 		);
 		if (!settled) {

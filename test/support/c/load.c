@@ -17,7 +17,7 @@
  *
  * Prints "ready" on stderr when all connections of -n have had their first answer, and on stdout one JSON object:
  * connections, requests, ok, failures by kind, moved (connections whose backend changed), backends (answers by backend),
- * connectionsByBackend, clients (addresses the backends saw), retransmits, latencyUs, durationMs. SIGTERM ends as -d does.
+ * connectionsByBackend, clients (addresses the backends saw), peers (addresses that getpeername() told), retransmits, latencyUs, durationMs. SIGTERM ends as -d does.
  */
 #include "common.h"
 
@@ -49,7 +49,7 @@ static union address targets[256];
 static int target_count;
 
 static int epoll_fd, open_count, started, ready_count;
-static struct tally failures, backends, clients, locals;
+static struct tally failures, backends, clients, locals, peers;
 static struct latencies latencies;
 static uint64_t requests, ok, retransmits, moved;
 static struct row *rows;
@@ -212,7 +212,12 @@ static void answered(struct connection *c, uint64_t now, uint64_t end)
 	if (c->backend >= 0 && c->backend != index)
 		moved++;
 	if (c->backend < 0) {
+		union address peer = { 0 };
+		socklen_t length = sizeof(peer);
+
 		tally_add(&locals, backend, 1);
+		if (!getpeername(c->fd, &peer.any, &length))
+			tally_add(&peers, address_text(&peer, client, sizeof(client)), 1);
 		if (verbose && c->number < row_count)
 			rows[c->number].backend = index;
 		if (++ready_count == total) {
@@ -476,6 +481,8 @@ int main(int argc, char **argv)
 	tally_print("connectionsByBackend", &locals);
 	putchar(',');
 	tally_print("clients", &clients);
+	putchar(',');
+	tally_print("peers", &peers);
 	putchar(',');
 	latency_print(&latencies);
 	if (verbose) {

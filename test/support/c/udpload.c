@@ -2,7 +2,7 @@
 /*
  * UDP questions, and what came back.
  *
- *	udpload [options] ADDRESS:PORT...       sockets take the targets in turn; each socket is connected
+ *	udpload [options] ADDRESS:PORT...       sockets take the targets in turn; each socket is connected, but with -u
  *
  *	-n N       questions on each socket (0: until -d or SIGTERM); default 1
  *	-c N       sockets; default 1
@@ -14,9 +14,11 @@
  *	-g N       replies, sent at once with UDP_SEGMENT; default 1
  *	-D HOW     do: DF and the path's MTU is obeyed; dont (default); probe: DF, the path's MTU is ignored
  *	-s ADDR    source address; -p PORT: source port (the same for each socket)
+ *	-u         sockets are not connected: each question names its target
  *
  * Prints one JSON object: sent, questions answered wholly, replies, lost, corrupt, moved (sockets whose backend changed), errors by
- * name (EMSGSIZE and what ICMP told), mtu (smallest that ICMP told, 0: none), backends, clients, latencyUs, durationMs.
+ * name (EMSGSIZE and what ICMP told), mtu (smallest that ICMP told, 0: none), backends, clients, sources (whom
+ * answers seemed to be from), latencyUs, durationMs.
  */
 #include "udp.h"
 #include <linux/errqueue.h>
@@ -34,7 +36,8 @@ static long questions = 1;
 static const char *df = "dont";
 static union address source, targets[256];
 static int target_count;
-static struct tally errors, backends, clients;
+static struct tally errors, backends, clients, sources;
+static int unconnected;
 static struct latencies latencies;
 static uint64_t sent, answered, replied, lost, corrupt, moved;
 static uint32_t mtu;
@@ -82,7 +85,9 @@ static void ask(struct questioner *q, uint64_t now)
 	q->next_us = now + (uint64_t)pause_ms * 1000;
 	q->asked++;
 	sent++;
-	if (send(q->fd, data, size, 0) < 0) {
+	union address *to = &targets[q->target];
+
+	if ((unconnected ? sendto(q->fd, data, size, 0, &to->any, address_length(to)) : send(q->fd, data, size, 0)) < 0) {
 		tally_add(&errors, strerrorname_np(errno), 1);
 		lost++;
 		read_errors(q);
@@ -100,7 +105,9 @@ static void hear(struct questioner *q, uint64_t now)
 
 	for (;;) {
 		struct message *m = (struct message *)data;
-		ssize_t n = recv(q->fd, data, sizeof(data), MSG_DONTWAIT);
+		union address from = { 0 };
+		socklen_t from_length = sizeof(from);
+		ssize_t n = recvfrom(q->fd, data, sizeof(data), MSG_DONTWAIT, &from.any, &from_length);
 		char name[64];
 		union address client = { .v6 = { .sin6_family = AF_INET6 } };
 		int index;
@@ -119,6 +126,7 @@ static void hear(struct questioner *q, uint64_t now)
 		m->backend[sizeof(m->backend) - 1] = 0;
 		memcpy(&client.v6.sin6_addr, m->client, 16);
 		tally_add(&clients, address_text(&client, name, sizeof(name)), 1);
+		tally_add(&sources, address_text(&from, name, sizeof(name)), 1);
 		index = tally_add(&backends, m->backend, 1);
 		if (q->backend >= 0 && q->backend != index)
 			moved++;
@@ -141,7 +149,7 @@ int main(int argc, char **argv)
 	uint64_t start, end;
 	int option, one = 1, epoll_fd;
 
-	while ((option = getopt(argc, argv, "n:c:i:d:t:S:R:g:D:s:p:")) != -1) {
+	while ((option = getopt(argc, argv, "n:c:i:d:t:S:R:g:D:s:p:u")) != -1) {
 		switch (option) {
 		case 'n': questions = atol(optarg); break;
 		case 'c': sockets = atoi(optarg); break;
@@ -154,6 +162,7 @@ int main(int argc, char **argv)
 		case 'D': df = optarg; break;
 		case 's': parse_address(optarg, &source); break;
 		case 'p': source_port = atoi(optarg); break;
+		case 'u': unconnected = 1; break;
 		default: die("usage: see the head of udpload.c");
 		}
 	}
@@ -192,7 +201,7 @@ int main(int argc, char **argv)
 			if (bind(q->fd, &from.any, address_length(&from)))
 				die("bind: %s", strerror(errno));
 		}
-		if (connect(q->fd, &to->any, address_length(to)))
+		if (!unconnected && connect(q->fd, &to->any, address_length(to)))
 			die("connect: %s", strerror(errno));
 		epoll_ctl(epoll_fd, EPOLL_CTL_ADD, q->fd, &event);
 	}
@@ -232,6 +241,8 @@ int main(int argc, char **argv)
 	tally_print("backends", &backends);
 	putchar(',');
 	tally_print("clients", &clients);
+	putchar(',');
+	tally_print("sources", &sources);
 	putchar(',');
 	latency_print(&latencies);
 	printf("}\n");
