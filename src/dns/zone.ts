@@ -1,4 +1,5 @@
 /** Names of networks → what an endpoint that is attached to some of them sees. Pure. */
+import { isIPv4 } from 'node:net';
 import ipaddr from 'ipaddr.js';
 
 /** A network with what has names on it. Addresses are text, of either family. */
@@ -34,13 +35,14 @@ export interface Addresses {
 	readonly v6: readonly string[];
 }
 
-/** One network's names, lower case. */
+/** One network's names. */
 export interface NetworkNames {
 	readonly id: string;
 	readonly internal: boolean;
-	readonly names: ReadonlyMap<string, Addresses>;
-	/** `4.3.2.1.in-addr.arpa` → `name.network`; worked out when it is first asked for. */
-	reverse(): ReadonlyMap<string, string>;
+	/** @param key a name as nameKey() has it */
+	lookup(key: string): Addresses | undefined;
+	/** `name.network` of an address in canonical text. */
+	pointer(address: string): string | undefined;
 }
 
 /** What one endpoint sees. */
@@ -55,45 +57,93 @@ export type Family = 'v4' | 'v6';
 
 /** Canonical text and family; undefined for what is no address. `::ffff:1.2.3.4` is IPv4. */
 function canonical(address: string): { family: Family; text: string } | undefined {
-	if (address.includes('%') || !ipaddr.isValid(address)) return undefined;
+	// Without this a network of 100 000 tasks takes a second.
+	if (isIPv4(address)) return { family: 'v4', text: address };
+	if (address.includes('%') || !address.includes(':') || !ipaddr.isValid(address)) return undefined;
 	const a = ipaddr.process(address);
-	// ipaddr.js takes 10.1 for 10.0.0.1, as inet_aton does; nobody here means that.
-	if (a.kind() === 'ipv4' && !address.includes(':') && address.split('.').length !== 4) return undefined;
 	return { family: a.kind() === 'ipv4' ? 'v4' : 'v6', text: a.toString() };
 }
 
-/** The name that PTR queries ask for (RFC 1035 section 3.5, RFC 3596 section 2.5), lower case, without the last dot. */
-export function reverseName(address: string): string {
-	const bytes = ipaddr.process(address).toByteArray();
-	if (bytes.length === 4) return `${bytes.reverse().join('.')}.in-addr.arpa`;
-	const nibbles = bytes.flatMap((b) => [(b >> 4).toString(16), (b & 15).toString(16)]);
-	return `${nibbles.reverse().join('.')}.ip6.arpa`;
+const IN_ADDR = '.in-addr.arpa';
+const IP6 = '.ip6.arpa';
+
+/** The address that a PTR query is about (RFC 1035 section 3.5, RFC 3596 section 2.5). @param key lower case */
+function addressOfPointer(key: string): string | undefined {
+	if (key.endsWith(IN_ADDR)) {
+		const address = key.slice(0, -IN_ADDR.length).split('.').reverse().join('.');
+		return isIPv4(address) ? address : undefined;
+	}
+	if (!key.endsWith(IP6)) return undefined;
+	const nibbles = key.slice(0, -IP6.length).split('.').reverse();
+	if (nibbles.length !== 32 || !nibbles.every((n) => /^[0-9a-f]$/.test(n))) return undefined;
+	return canonical((nibbles.join('').match(/.{4}/g) ?? []).join(':'))?.text;
 }
 
 /** Names compare without regard to case (RFC 4343), and without the root's dot. */
-export const nameKey = (name: string): string => name.toLowerCase().replace(/\.$/, '');
+export function nameKey(name: string): string {
+	const lower = name.toLowerCase();
+	return lower.endsWith('.') ? lower.slice(0, -1) : lower;
+}
 
 /** Whether a name can be written into a message: labels of 1 to 63 bytes, 255 in all. */
-export function encodable(name: string): boolean {
+function encodable(name: string): boolean {
 	const bytes = Buffer.byteLength(name);
 	return bytes > 0 && bytes <= 253 && name.split('.').every((l) => l !== '' && Buffer.byteLength(l) <= 63);
 }
 
-/** @param network addresses that are none are left out */
+/**
+ * The names of a network. What costs something is done when it is asked for: the index with the first name, each name's
+ * addresses with the first query for it, pointers with the first of those. Addresses that are none are left out.
+ */
 export function namesOf(network: NamedNetwork): NetworkNames {
-	const sets = new Map<string, Record<Family, Set<string>>>();
+	let index: Map<string, readonly string[] | Several> | undefined;
+	let pointers: Map<string, string> | undefined;
+	const known = new Map<string, Addresses>();
+	return {
+		id: network.id,
+		internal: network.internal ?? false,
+		lookup(key) {
+			index ??= indexOf(network);
+			const found = index.get(key);
+			if (found === undefined) return undefined;
+			let addresses = known.get(key);
+			if (addresses === undefined) {
+				const sets = { v4: new Set<string>(), v6: new Set<string>() };
+				for (const list of found instanceof Several ? found.lists : [found])
+					for (const address of list) {
+						const a = canonical(address);
+						if (a !== undefined) sets[a.family].add(a.text);
+					}
+				addresses = { v4: [...sets.v4], v6: [...sets.v6] };
+				known.set(key, addresses);
+			}
+			return addresses;
+		},
+		pointer(address) {
+			pointers ??= pointersOf(network);
+			const name = pointers.get(address);
+			if (name === undefined) return undefined;
+			const full = `${name}.${network.id}`;
+			return encodable(full) ? full : undefined;
+		},
+	};
+}
+
+/** Address lists of things that share a name: few names have more than one, so most need no list of lists. */
+class Several {
+	constructor(readonly lists: (readonly string[])[]) {}
+}
+
+/** Whose addresses each name has; several may share one (an alias), and it has them all. */
+function indexOf(network: NamedNetwork): Map<string, readonly string[] | Several> {
+	const index = new Map<string, readonly string[] | Several>();
 	const add = (name: string | undefined, addresses: readonly string[]): void => {
 		if (name === undefined || name === '') return;
 		const key = nameKey(name);
-		let set = sets.get(key);
-		if (set === undefined) {
-			set = { v4: new Set(), v6: new Set() };
-			sets.set(key, set);
-		}
-		for (const address of addresses) {
-			const a = canonical(address);
-			if (a !== undefined) set[a.family].add(a.text);
-		}
+		const before = index.get(key);
+		if (before === undefined) index.set(key, addresses);
+		else if (before instanceof Several) before.lists.push(addresses);
+		else index.set(key, new Several([before, addresses]));
 	};
 	for (const service of network.services) {
 		for (const name of [service.name, ...(service.aliases ?? [])]) {
@@ -101,34 +151,21 @@ export function namesOf(network: NamedNetwork): NetworkNames {
 			if (name !== '') add(`tasks.${name}`, service.tasks);
 		}
 	}
-	for (const endpoint of network.endpoints)
-		for (const name of [endpoint.name, ...endpoint.aliases]) add(name, endpoint.addresses);
-
-	const names = new Map<string, Addresses>();
-	for (const [key, { v4, v6 }] of sets) names.set(key, { v4: [...v4], v6: [...v6] });
-
-	let reverse: Map<string, string> | undefined;
-	return {
-		id: network.id,
-		internal: network.internal ?? false,
-		names,
-		reverse: () => {
-			reverse ??= reverseOf(network);
-			return reverse;
-		},
-	};
+	for (const endpoint of network.endpoints) {
+		add(endpoint.name, endpoint.addresses);
+		for (const alias of endpoint.aliases) add(alias, endpoint.addresses);
+	}
+	return index;
 }
 
 /** The first name of an address counts: an endpoint's own, then a service's for its VIPs, then `tasks.SERVICE`. */
-function reverseOf(network: NamedNetwork): Map<string, string> {
+function pointersOf(network: NamedNetwork): Map<string, string> {
 	const out = new Map<string, string>();
 	const add = (name: string | undefined, addresses: readonly string[]): void => {
-		const full = `${name}.${network.id}`;
-		if (name === undefined || !encodable(full)) return;
+		if (name === undefined || name === '') return;
 		for (const address of addresses) {
-			if (canonical(address) === undefined) continue;
-			const key = reverseName(address);
-			if (!out.has(key)) out.set(key, full);
+			const a = canonical(address);
+			if (a !== undefined && !out.has(a.text)) out.set(a.text, name);
 		}
 	};
 	for (const e of network.endpoints) add(e.name ?? e.aliases[0], e.addresses);
@@ -164,7 +201,7 @@ export function addressesOf(view: View, name: string, family: Family): readonly 
 		let known = false;
 		for (const network of view.networks) {
 			if (of !== '' && nameKey(network.id) !== of) continue;
-			const found = network.names.get(key);
+			const found = network.lookup(key);
 			if (found === undefined) continue;
 			if (found[family].length > 0) return found[family];
 			known = true;
@@ -176,10 +213,10 @@ export function addressesOf(view: View, name: string, family: Family): readonly 
 
 /** The name for a PTR query, or undefined. */
 export function pointerOf(view: View, name: string): string | undefined {
-	const key = nameKey(name);
-	if (!key.endsWith('.in-addr.arpa') && !key.endsWith('.ip6.arpa')) return undefined;
+	const address = addressOfPointer(nameKey(name));
+	if (address === undefined) return undefined;
 	for (const network of view.networks) {
-		const found = network.reverse().get(key);
+		const found = network.pointer(address);
 		if (found !== undefined) return found;
 	}
 	return undefined;

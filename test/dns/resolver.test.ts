@@ -3,8 +3,8 @@ import fc from 'fast-check';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { resolve, shuffled } from '../../src/dns/resolver.js';
-import { namesOf, reverseName, viewOf } from '../../src/dns/zone.js';
-import { answered, ask, blue, edns, red, view } from './support.js';
+import { namesOf, viewOf } from '../../src/dns/zone.js';
+import { answered, ask, blue, edns, red, reverseName, view } from './support.js';
 
 const tableView = view(red, blue);
 /** name and type → what is said. Addresses without their order. */
@@ -69,6 +69,11 @@ test('what nobody has is forwarded, single labels too', () => {
 		['example.com', 'MX'],
 		['example.com', 'TXT'],
 		['1.0.0.127.in-addr.arpa', 'PTR'],
+		['44.10.in-addr.arpa', 'PTR'],
+		['300.0.44.10.in-addr.arpa', 'PTR'],
+		['x.30.0.44.10.in-addr.arpa', 'PTR'],
+		['4.4.d.f.ip6.arpa', 'PTR'],
+		['in-addr.arpa', 'PTR'],
 		['.', 'NS'],
 	] as const)
 		assert.is(answered(ask(name, type), tableView).kind, 'forward', name);

@@ -1,4 +1,5 @@
 import packet, { type Packet } from 'dns-packet';
+import ipaddr from 'ipaddr.js';
 import type { Transport } from '../../src/dns/resolver.js';
 import { resolve } from '../../src/dns/resolver.js';
 import { type NamedNetwork, namesOf, type View, viewOf } from '../../src/dns/zone.js';
@@ -33,6 +34,14 @@ export const blue: NamedNetwork = {
 };
 
 export const view = (...networks: NamedNetwork[]): View => viewOf(networks.map(namesOf));
+
+/** The name that a PTR query for an address asks for. */
+export function reverseName(address: string): string {
+	const bytes = ipaddr.process(address).toByteArray();
+	if (bytes.length === 4) return `${bytes.reverse().join('.')}.in-addr.arpa`;
+	const nibbles = bytes.flatMap((b) => [(b >> 4).toString(16), (b & 15).toString(16)]);
+	return `${nibbles.reverse().join('.')}.ip6.arpa`;
+}
 
 export const IN = 'IN' as const;
 
