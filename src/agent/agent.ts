@@ -9,6 +9,7 @@ import { runInNewContext } from 'node:vm';
 import { shareHeap, trimHeap } from 'libbpf-ts';
 import type { Logger } from 'pino';
 import { type Config, updateConfig } from '../config.js';
+import { NameService } from '../dns/server.js';
 import { BeelineError, codeOf, sentence } from '../errors.js';
 import { type Datapath, openDatapath, ownNetnsCookie, RUN_DIR } from '../loader/datapath.js';
 import {
@@ -21,6 +22,7 @@ import {
 	REF_INDEX_MASK,
 	VERDICTS,
 } from '../loader/layout.gen.js';
+import { withEndpointTasks } from '../mesh/endpoints.js';
 import { type DatapathOptions, type Entries, entries, undeliverable } from '../mesh/entries.js';
 import { createIds } from '../mesh/ids.js';
 import { createMaglevPool } from '../mesh/maglev.js';
@@ -160,7 +162,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		},
 	);
 	if (source.self !== undefined) config = { ...config, node: { ...config.node, name: source.self } };
-	let membership: Membership = source.current();
+	let membership: Membership = withEndpointTasks(source.current());
 	let readAt = new Date();
 	/** Of the membership that the maps follow. */
 	let appliedReadAt = readAt;
@@ -234,6 +236,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			icc: config.gatewayBridge.enableIcc,
 			masquerade: config.gatewayBridge.enableIpMasquerade,
 		});
+		const names = new NameService({ log });
 		const networks = createNetworks({
 			overlay: new Overlay({
 				run,
@@ -246,6 +249,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			self: () => config.node.name,
 			underlayMtu: () => (local === undefined ? undefined : Math.min(...local.facts.uplinks.map((u) => u.mtu))),
 			netnsOfContainer,
+			place: source.place,
+			names,
+			log,
 		});
 		const locals = createLocal({
 			run,
@@ -316,6 +322,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			counters: () => (closed ? undefined : d.store.counters()),
 			sizes: () => (closed ? [] : d.store.sizes()),
 			runSeconds: () => (closed ? undefined : views.runSeconds(d)),
+			dns: () => names.counters(),
 			snapshot(): MetricsSnapshot | undefined {
 				if (now === undefined || mesh === undefined || closed) return undefined;
 				if (Date.now() - flowsAt > 10_000) {
@@ -534,8 +541,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			return membership.networks.flatMap((n) => (n.id !== undefined && networkIds.includes(n.id) ? [n.vni] : []));
 		}
 		function attachedNamespaces(): ReadonlyMap<bigint, readonly number[]> | undefined {
-			const found = namespaces?.current();
-			return found && new Map([...found].map(([cookie, networks]) => [cookie, vnisOf(networks)]));
+			const own = networks.namespaces();
+			const found = namespaces === undefined ? new Map<bigint, readonly string[]>() : namespaces.current();
+			return found && new Map([...own, ...[...found].map(([cookie, ids]) => [cookie, vnisOf(ids)] as const)]);
 		}
 		/** VIPs wait for nothing else: no fact of this node but its namespaces is in them. */
 		function applyVips(m: Mesh): { readonly changes: number; readonly errors: readonly string[] } {
@@ -586,8 +594,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			let wakeAt: number | undefined;
 			try {
 				health = { ...health, downNodes: peers.downNodes };
+				networks.updateNames();
 				const nextMesh = plan({
-					membership,
+					membership: networks.complete(membership),
 					self: config.node.name,
 					health,
 					nowMs: nowMs(),
@@ -626,7 +635,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh)]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
-					mesh = plan({ membership, self: config.node.name, health, nowMs: nowMs(), previous: mesh });
+					mesh = plan({
+						membership: networks.complete(membership),
+						self: config.node.name,
+						health,
+						nowMs: nowMs(),
+						previous: mesh,
+					});
 					e = entries(mesh, facts, options(), ids, nowMs(), e);
 				}
 				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
@@ -725,7 +740,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		let firstFailure: Error | undefined;
 
 		onChange = (next) => {
-			membership = next;
+			membership = withEndpointTasks(next);
 			readAt = new Date();
 			// A swarm changes by itself; who changes a file wants to be told that it was read.
 			log[source.name === 'file' ? 'info' : 'debug'](
@@ -936,6 +951,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			closed = true;
 			await running;
 			clearTimeout(timer);
+			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
 			await pool.close();
 		}
@@ -999,6 +1015,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			throw new BeelineError('ATTACH_FAILED', recent.lastError ?? 'no uplink could be attached');
 		}
 		beat();
+		await networks.begin();
 		return agent;
 	}
 }

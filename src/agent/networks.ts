@@ -1,12 +1,18 @@
 /** Overlay networks as the agent offers them: what exists, what this node has attached, and the commands for it. */
 
+import type { Logger } from 'pino';
+import type { NameService } from '../dns/server.js';
+import type { NamedNetwork } from '../dns/zone.js';
+import { sentence } from '../errors.js';
 import type { EndpointAttachBody, EndpointView, NetworkView } from '../http/schemas.js';
 import type { Datapath } from '../loader/datapath.js';
+import { type LocalEndpoint, namedNetworks, withLegs } from '../mesh/endpoints.js';
 import type { OverlayEndpointFact } from '../mesh/overlay.js';
 import { gatewayOf } from '../mesh/subnets.js';
-import type { Membership, NetworkSpec } from '../mesh/types.js';
+import type { Membership, NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import { AgentError } from './api.js';
 import type { AttachedEndpoint, Overlay, OverlayState } from './overlay.js';
+import { removeResolvConf, writeResolvConf } from './resolv.js';
 
 export interface NetworksDeps {
 	readonly overlay: Overlay;
@@ -18,9 +24,39 @@ export interface NetworksDeps {
 	readonly underlayMtu: () => number | undefined;
 	/** Path of a container's network namespace. @throws BeelineError */
 	readonly netnsOfContainer: (id: string) => Promise<string>;
+	/** Where the source gives out addresses; undefined: each node has its slices. */
+	readonly addresses?: Addresses;
+	/** Where an operator changes the membership. */
+	readonly place: string;
+	readonly names: Pick<NameService, 'update' | 'serve' | 'forget'>;
+	readonly log: Pick<Logger, 'info' | 'warn'>;
+}
+
+/** Addresses of networks that a source gives out: one holder each, on all nodes. */
+export interface Addresses {
+	allocate(
+		network: string,
+		request: {
+			readonly node: string;
+			readonly endpoint: string;
+			readonly wanted?: string;
+			readonly name?: string;
+			readonly service?: string;
+			readonly aliases?: readonly string[];
+		},
+	): Promise<NetworkEndpoint>;
+	release(network: string, address: string, endpoint: string): Promise<boolean>;
 }
 
 export interface Networks {
+	/** The membership with what this node alone knows: the legs of its endpoints. */
+	complete(m: Membership): Membership;
+	/** Cookies of endpoints' namespaces → VNIs. */
+	namespaces(): ReadonlyMap<bigint, readonly number[]>;
+	/** Names follow the membership and what is attached. Cheap where neither changed. */
+	updateNames(): void;
+	/** What an earlier boot left in the source is given back; names are served. Once, at the start. */
+	begin(): Promise<void>;
 	facts(): readonly OverlayEndpointFact[];
 	/** Programs on the host ends: before rows name them. @returns what could not be done, by interface */
 	attachPrograms(d: Datapath): ReadonlyMap<string, string>;
@@ -34,6 +70,15 @@ export interface Networks {
 	attach(request: EndpointAttachBody): Promise<AttachedEndpoint>;
 	detach(id: string): Promise<AttachedEndpoint>;
 	view(e: AttachedEndpoint): EndpointView;
+}
+
+/** The last answer again where the arguments are the same objects. */
+function memoize<A extends readonly unknown[], R>(f: (...args: A) => R): (...args: A) => R {
+	let last: { args: A; result: R } | undefined;
+	return (...args) => {
+		if (last === undefined || args.some((a, i) => a !== last?.args[i])) last = { args, result: f(...args) };
+		return last.result;
+	};
 }
 
 export function createNetworks(deps: NetworksDeps): Networks {
@@ -69,7 +114,59 @@ export function createNetworks(deps: NetworksDeps): Networks {
 		service: e.service ?? null,
 	});
 
+	const localEndpoints = (): LocalEndpoint[] => {
+		const legs = new Map(deps.state().legs.map((l) => [l.namespace, l.address]));
+		return overlay.endpoints.map((e) => {
+			const legAddress = legs.get(e.namespace);
+			return { ...e, ...(legAddress === undefined ? {} : { legAddress }) };
+		});
+	};
+	const serve = async (namespace: string): Promise<void> => {
+		for (const e of overlay.endpoints.filter((x) => x.namespace === namespace)) {
+			try {
+				const state = await deps.names.serve({ id: e.id, netns: e.netns, networks: [e.network] });
+				if (state === 'serving') writeResolvConf(e.netns);
+			} catch (x) {
+				deps.log.warn(`names are not served in ${e.netns}: ${sentence(x)}`);
+			}
+		}
+	};
+	const gone = async (e: AttachedEndpoint): Promise<void> => {
+		deps.names.forget(e.id);
+		if (overlay.endpoints.every((x) => x.namespace !== e.namespace)) removeResolvConf(e.netns);
+		await deps.addresses
+			?.release(e.network, e.address, e.id)
+			.catch((x) => deps.log.warn(`${e.address} of network ${e.network} is not given back: ${sentence(x)}`));
+	};
+	const completed = memoize((m: Membership, _state: OverlayState) => withLegs(m, deps.self(), localEndpoints()));
+	const named = memoize((m: Membership, _state: OverlayState) => namedNetworks(m, localEndpoints()));
+	let told: readonly NamedNetwork[] | undefined;
+
 	return {
+		complete: (m) => completed(m, deps.state()),
+		namespaces() {
+			const out = new Map<bigint, number[]>();
+			for (const e of overlay.endpoints) {
+				const cookie = BigInt(e.cookie);
+				out.set(cookie, [...(out.get(cookie) ?? []), e.vni]);
+			}
+			return out;
+		},
+		updateNames() {
+			const next = named(deps.membership(), deps.state());
+			if (next === told) return;
+			told = next;
+			deps.names.update(next);
+		},
+		async begin() {
+			for (const namespace of new Set(overlay.endpoints.map((e) => e.namespace))) await serve(namespace);
+			const known = new Set(overlay.endpoints.map((e) => e.id));
+			if (deps.addresses === undefined) return;
+			for (const n of deps.membership().networks)
+				for (const e of n.endpoints ?? [])
+					if (e.node === deps.self() && !known.has(e.id) && !n.options.slices)
+						await deps.addresses.release(n.name, e.address, e.id).catch(() => false);
+		},
 		facts: () => overlay.facts(),
 		attachPrograms(d) {
 			const errors = new Map<string, string>();
@@ -94,7 +191,11 @@ export function createNetworks(deps: NetworksDeps): Networks {
 				has.delete(ifindex);
 			}
 		},
-		reap: (names, at) => overlay.reap(names, at),
+		async reap(names, at) {
+			const list = await overlay.reap(names, at);
+			for (const e of list) await gone(e);
+			return list;
+		},
 		list: () =>
 			deps.membership().networks.map((n): NetworkView => {
 				const mine = overlay.endpoints.filter((e) => e.network === n.name);
@@ -170,18 +271,46 @@ export function createNetworks(deps: NetworksDeps): Networks {
 					: await deps.netnsOfContainer(request.container as string));
 			const underlayMtu = deps.underlayMtu();
 			if (underlayMtu === undefined) throw new AgentError(503, 'NOT_READY', 'the agent has not found its uplinks yet');
-			return overlay.attach({
+			const { addresses } = deps;
+			const { services, nodes } = deps.membership();
+			const self = deps.self();
+			if (addresses === undefined && request.service !== undefined && nodes.length > 1) {
+				const here = network.endpoints?.some((e) => e.node === self && e.service === request.service);
+				if (!here)
+					throw new AgentError(
+						409,
+						'REFUSED',
+						`no endpoint of service ${request.service} is declared for ${self} on network ${network.name}: write it into networks.endpoints of ${deps.place} on every node, for other nodes must know it too`,
+						'service',
+					);
+			}
+			const e = await overlay.attach({
 				network,
 				netns,
-				self: deps.self(),
+				self,
 				underlayMtu,
+				reserved: new Set(
+					services.flatMap((s) => (s.vips ?? []).filter((v) => v.network === network.name).map((v) => v.address)),
+				),
+				...(addresses === undefined
+					? {}
+					: {
+							allocate: ({ id, ...rest }) => addresses.allocate(network.name, { node: self, endpoint: id, ...rest }),
+							release: async (address, id) => void (await addresses.release(network.name, address, id)),
+						}),
 				...(request.service === undefined ? {} : { service: request.service }),
 				...(request.name === undefined ? {} : { name: request.name }),
 				...(request.aliases === undefined ? {} : { aliases: request.aliases }),
 				...(request.address === undefined ? {} : { address: request.address }),
 			});
+			await serve(e.namespace);
+			return e;
 		},
-		detach: (id) => overlay.detach(id),
+		async detach(id) {
+			const e = await overlay.detach(id);
+			await gone(e);
+			return e;
+		},
 		view,
 	};
 }

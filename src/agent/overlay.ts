@@ -7,7 +7,7 @@
  *	                 │ (overlay_tc here)                      │ one for all of its networks, none where all are internal
  *	node:       bl-3f9a1c…                                  blg-77aa… ── beeline_gw 172.30.0.1
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { BeelineError } from '../errors.js';
 import type { OverlayEndpointFact } from '../mesh/overlay.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
@@ -15,7 +15,8 @@ import { address6Of, contains, freeAddress, gatewayOf, macOfAddress, OVERLAY_OVE
 import type { NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import type { Run } from './exec.js';
 import { type Gateway, type GatewayLeg, removeGateway } from './gateway.js';
-import { freeName, ipIn, makeVeth, namespaceOf } from './veth.js';
+import { removeResolvConf } from './resolv.js';
+import { cookieOf, freeName, ipIn, makeVeth, namespaceOf } from './veth.js';
 
 /** An endpoint of this node, as it is kept. */
 export interface AttachedEndpoint {
@@ -34,6 +35,8 @@ export interface AttachedEndpoint {
 	readonly netns: string;
 	/** Which namespace that was: device and inode, for paths are used again. */
 	readonly namespace: string;
+	/** What bpf_get_netns_cookie() returns in it, as decimal text. */
+	readonly cookie: string;
 	/** Its interface inside. */
 	readonly interface: string;
 	/** Host end of its veth. */
@@ -62,8 +65,21 @@ export interface AttachRequest {
 	readonly address?: string;
 	/** Bytes, of the uplinks. */
 	readonly underlayMtu: number;
-	/** An address that the source gave out; without it one of this node's slice is taken. */
-	readonly allocated?: string;
+	/** Addresses that no endpoint gets: those of services. */
+	readonly reserved: ReadonlySet<string>;
+	/** Where the source gives out addresses. Without it one of this node's slice is taken. */
+	readonly allocate?: (endpoint: Allocation) => Promise<NetworkEndpoint>;
+	/** Gives back what was allocated, where the attaching failed. */
+	readonly release?: (address: string, id: string) => Promise<void>;
+}
+
+/** What a source is told of an endpoint that wants an address. */
+export interface Allocation {
+	readonly id: string;
+	readonly wanted?: string;
+	readonly name?: string;
+	readonly service?: string;
+	readonly aliases: readonly string[];
 }
 
 const short = (text: string, length: number): string =>
@@ -157,38 +173,38 @@ export class Overlay {
 	}
 
 	/** The address that an endpoint gets, and what the source says of it. @throws BeelineError */
-	private choose(r: AttachRequest): { address: string; known?: NetworkEndpoint } {
+	private choose(r: AttachRequest): { id: string; address: string; known?: NetworkEndpoint } {
 		const { network: n, self } = r;
-		const mine = this.endpoints.filter((e) => e.network === n.name);
-		const attached = new Set(mine.map((e) => e.address));
+		const attached = new Set(this.endpoints.filter((e) => e.network === n.name).map((e) => e.address));
 		const declared = n.endpoints ?? [];
-		const wanted = r.allocated ?? r.address;
-		if (wanted !== undefined) {
+		const slice = n.options.slices?.[self];
+		const of = (address: string) => `${n.name}-${address}`;
+		if (r.address !== undefined) {
+			const wanted = r.address;
 			const known = declared.find((e) => e.address === wanted);
 			const refuse = (code: string, why: string): never => {
 				throw new BeelineError(code, `${wanted} on network ${n.name}: ${why}`, { field: 'address' });
 			};
 			if (!contains(n.subnet, wanted)) refuse('NO_ADDRESS', `it is no address of ${n.subnet}`);
 			if (wanted === gatewayOf(n)) refuse('NO_ADDRESS', 'it is the gateway');
+			if (r.reserved.has(wanted)) refuse('ADDRESS_TAKEN', 'a service has it');
 			if (attached.has(wanted)) refuse('ADDRESS_TAKEN', 'an endpoint of this node has it');
 			if (known !== undefined && known.node !== self) refuse('ADDRESS_TAKEN', `it is declared for ${known.node}`);
-			const slice = n.options.slices?.[self];
-			if (r.allocated === undefined && known === undefined && (slice === undefined || !contains(slice, wanted)))
+			if (known === undefined && (slice === undefined || !contains(slice, wanted)))
 				refuse(
 					'NO_ADDRESS',
 					slice === undefined
 						? `this node owns no part of ${n.subnet}`
 						: `it is outside of ${slice}, the part of ${n.subnet} that this node owns`,
 				);
-			return { address: wanted, ...(known === undefined ? {} : { known }) };
+			return { id: known?.id ?? of(wanted), address: wanted, ...(known === undefined ? {} : { known }) };
 		}
 		const waiting = declared.find(
 			(e) => e.node === self && !attached.has(e.address) && e.service === r.service && (r.name ?? e.name) === e.name,
 		);
 		if (waiting !== undefined && (r.service !== undefined || r.name !== undefined))
-			return { address: waiting.address, known: waiting };
-		const slice = n.options.slices?.[self];
-		const taken = new Set([...attached, ...declared.map((e) => e.address)]);
+			return { id: waiting.id, address: waiting.address, known: waiting };
+		const taken = new Set([...attached, ...r.reserved, ...declared.map((e) => e.address)]);
 		const address = slice === undefined ? undefined : freeAddress(n, slice, taken);
 		if (address === undefined)
 			throw new BeelineError(
@@ -197,7 +213,19 @@ export class Overlay {
 					? `network ${n.name}: this node owns no part of ${n.subnet}: add it to the network's slices`
 					: `network ${n.name}: no address is free in ${slice}, the part that this node owns`,
 			);
-		return { address };
+		return { id: of(address), address };
+	}
+
+	private async allocated(r: AttachRequest): Promise<{ id: string; address: string; known: NetworkEndpoint }> {
+		const id = `${r.network.name}-${randomBytes(6).toString('hex')}`;
+		const known = await (r.allocate as NonNullable<AttachRequest['allocate']>)({
+			id,
+			aliases: r.aliases ?? [],
+			...(r.address === undefined ? {} : { wanted: r.address }),
+			...(r.name === undefined ? {} : { name: r.name }),
+			...(r.service === undefined ? {} : { service: r.service }),
+		});
+		return { id, address: known.address, known };
 	}
 
 	private async make(r: AttachRequest): Promise<AttachedEndpoint> {
@@ -211,8 +239,7 @@ export class Overlay {
 		const there = this.endpoints.find((e) => e.network === n.name && e.namespace === namespace);
 		if (there !== undefined)
 			throw new BeelineError('ATTACHED', `${r.netns} is on network ${n.name} already, as ${there.address}`);
-		const { address, known } = this.choose(r);
-		const id = `${n.name}-${address}`;
+		const { id, address, known } = r.allocate === undefined ? this.choose(r) : await this.allocated(r);
 		const host = `bl-${short(id, 12)}`;
 		const mac = known?.mac ?? macOfAddress(address);
 		const address6 = known?.address6 ?? (n.subnet6 === undefined ? undefined : address6Of(n.subnet6, address));
@@ -251,6 +278,7 @@ export class Overlay {
 				...(service === undefined ? {} : { service }),
 				netns: r.netns,
 				namespace,
+				cookie: await cookieOf(r.netns),
 				interface: inside,
 				host,
 				ifindex,
@@ -264,6 +292,7 @@ export class Overlay {
 		} catch (e) {
 			await run('ip', ['link', 'del', host]).catch(() => '');
 			if (leg !== undefined) await gateway.removeLeg(leg);
+			await r.release?.(address, id).catch(() => undefined);
 			throw e;
 		} finally {
 			this.making.delete(host);
@@ -273,7 +302,10 @@ export class Overlay {
 
 /** Removes what the state names: every endpoint, and the gateway's bridge. Needs no agent. */
 export async function removeOverlay(run: Run, state: OverlayState): Promise<void> {
-	for (const e of state.endpoints) await run('ip', ['link', 'del', e.host]).catch(() => '');
+	for (const e of state.endpoints) {
+		await run('ip', ['link', 'del', e.host]).catch(() => '');
+		removeResolvConf(e.netns);
+	}
 	if (state.legs.length > 0) await removeGateway(run);
 }
 

@@ -1,8 +1,10 @@
 /** Veth pairs between this node and the namespaces of endpoints. */
 import { statSync } from 'node:fs';
 import { isAbsolute } from 'node:path';
+import { inNetns } from 'libbpf-ts';
 import { BeelineError, codeOf, sentence } from '../errors.js';
 import { json, type Run } from './exec.js';
+import type { Look } from './namespace-job.js';
 
 /** Device and inode of a network namespace. @throws BeelineError NO_NETNS */
 export function namespaceOf(path: string): string {
@@ -19,6 +21,12 @@ export function namespaceOf(path: string): string {
 		const why = codeOf(e) === 'ENOENT' ? 'it does not exist' : sentence(e);
 		throw new BeelineError('NO_NETNS', `the network namespace ${path} cannot be used: ${why}`, { field: 'netns' });
 	}
+}
+
+/** What bpf_get_netns_cookie() returns in a namespace, as decimal text: JSON has no 64-bit numbers. */
+export async function cookieOf(netns: string): Promise<string> {
+	const job = { module: new URL('./namespace-job.js', import.meta.url), args: { look: true } };
+	return ((await inNetns(netns, job)) as Look).cookie.toString();
 }
 
 /** Runs `ip` commands in a namespace, one a line. */

@@ -587,7 +587,13 @@ export function entries(
 		vteps,
 		services,
 		ports,
-		overlay: overlayEntries(mesh.networks, nodeIndex, self, facts.overlay ?? []),
+		overlay: overlayEntries(
+			mesh.networks,
+			nodeIndex,
+			self,
+			facts.overlay ?? [],
+			[...mesh.vips.services.values()].flatMap((s) => s.vips),
+		),
 	};
 }
 

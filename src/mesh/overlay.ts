@@ -35,6 +35,11 @@ export const NO_OVERLAY: OverlayEntries = {
 	ports: new Map(),
 };
 
+/** A service's address on a network: answers pings; connections are turned at connect time. */
+function vipRow(address4: string): OverlayEndpointRow {
+	return { node: 0, ifindex: 0, mac: macOfAddress(address4), flags: OverlayFlag.OVERLAY_VIP };
+}
+
 /**
  * @param nodeIndex name of a node → its index in the maps
  * @param self index of this node
@@ -44,6 +49,7 @@ export function overlayEntries(
 	nodeIndex: ReadonlyMap<string, number>,
 	self: number,
 	local: readonly OverlayEndpointFact[],
+	vips: Iterable<{ readonly network: number; readonly address: string }> = [],
 ): OverlayEntries {
 	const out = {
 		networks: new Map<number, NetworkRow>(),
@@ -70,6 +76,8 @@ export function overlayEntries(
 			if (six !== undefined) out.endpoints.set(`${n.vni} ${six}`, row);
 		}
 	}
+	for (const v of vips)
+		if (out.networks.has(v.network)) out.endpoints.set(`${v.network} ${v.address}`, vipRow(v.address));
 	for (const e of local) {
 		if (!out.networks.has(e.vni)) continue;
 		const row = { node: self, ifindex: e.ifindex, mac: e.mac, flags: 0 };
@@ -78,9 +86,4 @@ export function overlayEntries(
 		out.ports.set(e.ifindex, { addr4: e.address4, addr6: e.address6 ?? '::', vni: e.vni, mac: e.mac });
 	}
 	return out;
-}
-
-/** A service's address on a network: answers pings; connections are turned at connect time. */
-export function vipRow(address4: string): OverlayEndpointRow {
-	return { node: 0, ifindex: 0, mac: macOfAddress(address4), flags: OverlayFlag.OVERLAY_VIP };
 }

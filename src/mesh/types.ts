@@ -61,6 +61,8 @@ export interface ServiceSpec {
 	readonly ports: readonly PublishedPort[];
 	readonly options: ServiceOptions;
 	readonly tasks: readonly Task[];
+	/** Our overlay networks that its tasks are on, and where its name is known. */
+	readonly networks?: readonly string[];
 	/** Absent: none (its tasks are on no overlay network, or names lead to them one by one: dnsrr). */
 	readonly vips?: readonly Vip[];
 }

@@ -2,22 +2,39 @@
  * Overlay networks over three nodes: endpoints are namespaces of their own, attached by the command. Two networks have the
  * same subnet. Topology: the default one, and on it
  *
- *	red  5001 10.44.0.0/24 fd00:44::/64    r1 on n1   r2 on n2   r2b on n2   r3 on n3
+ *	red  5001 10.44.0.0/24 fd00:44::/64    r1 on n1   r2 on n2   r2b on n2   r3 on n3   w2 on n2 and w3 on n3: tasks of web
  *	blue 5002 10.44.0.0/24                 b1 on n1   b2 on n2
  *	shut 5003 10.45.0.0/24 internal        s1 on n1
  */
 import * as assert from 'uvu/assert';
 import type { EndpointView, NetworkView } from '../../src/http/schemas.js';
-import { Mesh, type MeshDocument } from '../support/beeline.js';
+import { Mesh, type MeshDocument, targets } from '../support/beeline.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
 
 const document: MeshDocument = {
-	services: [],
+	services: [
+		{
+			name: 'web',
+			ports: [{ published: 9000, target: 80 }],
+			networks: [{ name: 'red', vip: '10.44.0.250' }],
+			backends: [],
+		},
+	],
 	networks: [
-		{ name: 'red', subnet: '10.44.0.0/24', subnet6: 'fd00:44::/64', vni: 5001, attachable: true },
+		{
+			name: 'red',
+			subnet: '10.44.0.0/24',
+			subnet6: 'fd00:44::/64',
+			vni: 5001,
+			attachable: true,
+			endpoints: [
+				{ node: 'n2', address: '10.44.0.80', name: 'w2', service: 'web', aliases: ['www'] },
+				{ node: 'n3', address: '10.44.0.150', name: 'w3', service: 'web' },
+			],
+		},
 		{ name: 'blue', subnet: '10.44.0.0/24', vni: 5002, attachable: true },
 		{ name: 'shut', subnet: '10.45.0.0/24', vni: 5003, attachable: true, options: { internal: true } },
 		{ name: 'closed', subnet: '10.46.0.0/24', vni: 5004 },
@@ -191,6 +208,58 @@ scenario(
 			assert.match(await refused(['--network', 'red', ...x1, '--ip', '10.44.0.70']), /outside of 10.44.0.0\/26/);
 			assert.match(await refused(['--network', 'red', ...x1, '--ip', '10.99.0.2']), /no address of 10.44.0.0\/24/);
 			assert.equal(net.ipJson('x1', 'link show') as unknown[], net.ipJson('x1', 'link show dev lo') as unknown[]);
+		});
+
+		test('a service on a network: its VIP, its names, and its published port lead to its tasks', async (b) => {
+			const { net, mesh } = b;
+			for (const [task, node] of [
+				['w2', 'n2'],
+				['w3', 'n3'],
+			] as const) {
+				net.addNamespace(task);
+				const e = await attach(b, task, node, 'red', ['--service', 'web']);
+				assert.is(e.address, task === 'w2' ? '10.44.0.80' : '10.44.0.150');
+				assert.is(e.name, task);
+				await net.httpd(task, 80);
+				await net.udpecho(task, 7);
+			}
+			const dig = (from: string, ...args: string[]) =>
+				net
+					.exec(from, ['dig', '+short', '+tries=1', '+time=2', '@127.0.0.11', ...args])
+					.stdout.trim()
+					.split('\n')
+					.sort();
+			assert.equal(dig('r1', 'web'), ['10.44.0.250']);
+			assert.equal(dig('r1', 'tasks.web'), ['10.44.0.150', '10.44.0.80']);
+			assert.equal(dig('r1', 'www'), ['10.44.0.80']);
+			assert.equal(dig('r1', 'w3', 'AAAA'), ['fd00:44::a2c:96']);
+			assert.equal(dig('r1', '-x', '10.44.0.150'), ['w3.red.']);
+			assert.equal(dig('b1', 'tasks.web'), [''], 'blue has no web');
+			assert.ok(pings(net, 'r1', '10.44.0.250'), 'ping of the VIP');
+			const vip = await net.load('r1', ['-n', 200, '-c', 10, '10.44.0.250:80']);
+			assert.equal(vip.failures, {}, JSON.stringify(vip));
+			assert.equal(Object.keys(vip.backends).sort(), ['w2', 'w3']);
+			assert.equal(Object.keys(vip.clients), ['10.44.0.2']);
+			const udp = await net.udpload('r1', ['-n', 100, '-c', 20, '10.44.0.250:7']);
+			assert.is(udp.lost, 0, JSON.stringify(udp));
+			assert.equal(Object.keys(udp.backends).sort(), ['w2', 'w3']);
+			const self = await net.load('w2', ['-n', 100, '-c', 10, '10.44.0.250:80']);
+			assert.equal([self.failures, Object.keys(self.backends).sort()], [{}, ['w2', 'w3']], 'itself too');
+			const other = await net.load('b1', ['-n', 2, '-t', 500, '10.44.0.250:80']);
+			assert.is(other.ok, 0, 'the VIP is of red alone');
+
+			const published = await net.load('c1', ['-n', 300, '-c', 20, ...targets(net, net.nodes, 9000)]);
+			assert.equal(published.failures, {}, JSON.stringify(published));
+			assert.equal(Object.keys(published.backends).sort(), ['w2', 'w3']);
+			assert.equal(Object.keys(published.clients), [net.address('c1').v4], 'the client’s own address');
+
+			net.addNamespace('x3');
+			const refused = await mesh
+				.agent('n1')
+				.cli(['endpoint', 'attach', '--network', 'red', '--netns', net.ns('x3'), '--service', 'web'], {
+					mayFail: true,
+				});
+			assert.match(refused.stderr, /no endpoint of service web is declared for n1 on network red: write it into/);
 		});
 
 		test('a container on two networks has two interfaces and one way out', async (b) => {

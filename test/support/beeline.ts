@@ -28,6 +28,8 @@ export interface ServiceDocument {
 	readonly ports: readonly { readonly published: number; readonly target: number; readonly protocol?: 'tcp' | 'udp' }[];
 	readonly options?: Readonly<Record<string, unknown>>;
 	readonly backends: readonly BackendDocument[];
+	readonly networks?: readonly { readonly name: string; readonly vip?: string }[];
+	readonly endpointMode?: 'vip' | 'dnsrr';
 }
 
 export interface BackendDocument {

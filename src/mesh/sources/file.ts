@@ -20,7 +20,7 @@ import { type Document, isMap, isScalar, isSeq, type YAMLMap, type YAMLSeq } fro
 import { z } from 'zod';
 import { BeelineError, codeOf } from '../../errors.js';
 import { backendKey, idOf } from '../keys.js';
-import { equalSlices } from '../subnets.js';
+import { contains, equalSlices, gatewayOf } from '../subnets.js';
 import type { Membership, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
 import {
 	address,
@@ -89,9 +89,12 @@ const backendSchema = z.strictObject({
 
 const serviceSchema = z.strictObject({
 	name,
-	ports: z.array(portSchema).min(1, 'at least one published port'),
+	ports: z.array(portSchema).default([]),
 	options: optionsSchema.prefault({}),
 	backends: z.array(backendSchema).default([]),
+	/** Overlay networks that its tasks, their endpoints, are on. */
+	networks: z.array(z.strictObject({ name, vip: address4.optional() })).optional(),
+	endpointMode: oneOf('vip', 'dnsrr').default('vip'),
 });
 
 const nodeSchema = z.strictObject({
@@ -236,6 +239,54 @@ function toTask(b: MeshFile['services'][number]['backends'][number]): Task {
 	};
 }
 
+/** What a service's document says of overlay networks. */
+export function onNetworks(s: z.output<typeof serviceSchema>): Pick<ServiceSpec, 'networks' | 'vips'> {
+	const list = s.networks ?? [];
+	if (list.length === 0) return {};
+	const vips = list.flatMap((n) =>
+		n.vip === undefined || s.endpointMode === 'dnsrr' ? [] : [{ network: n.name, address: n.vip }],
+	);
+	return { networks: list.map((n) => n.name), ...(vips.length === 0 ? {} : { vips }) };
+}
+
+/** Services on networks: of the file, where nobody gives out a VIP. */
+function checkOnNetworks(m: MeshFile): Problem[] {
+	const problems: Problem[] = [];
+	const networks = new Map(m.networks.map((n) => [n.name, n]));
+	const taken = new Set(m.networks.flatMap((n) => n.endpoints.map((e) => `${n.name} ${e.address}`)));
+	for (const [i, s] of m.services.entries()) {
+		if (s.ports.length === 0 && (s.networks ?? []).length === 0)
+			problems.push({
+				path: ['services', i, 'ports'],
+				text: 'is missing: expected at least one published port, or networks',
+			});
+		for (const [k, { name: of, vip }] of (s.networks ?? []).entries()) {
+			const path = ['services', i, 'networks', k];
+			const n = networks.get(of);
+			if (n === undefined) {
+				const names = [...networks.keys()].slice(0, 8).join(', ') || 'none here';
+				problems.push({ path: [...path, 'name'], text: `is ${of}, which is no network: expected one of ${names}` });
+				continue;
+			}
+			if (s.endpointMode === 'dnsrr') continue;
+			if (vip === undefined)
+				problems.push({
+					path: [...path, 'vip'],
+					text: `is missing: expected an address of ${n.subnet}, or endpointMode: dnsrr`,
+				});
+			else if (!contains(n.subnet, vip) || vip === gatewayOf(n))
+				problems.push({
+					path: [...path, 'vip'],
+					text: `is ${vip}: expected an address of ${n.subnet} that is not the gateway`,
+				});
+			else if (taken.has(`${of} ${vip}`))
+				problems.push({ path: [...path, 'vip'], text: `is ${vip}, which is taken: expected an address of its own` });
+			taken.add(`${of} ${vip}`);
+		}
+	}
+	return problems;
+}
+
 function toMembership(m: MeshFile): Membership {
 	return {
 		nodes: m.nodes.map((n): NodeSpec => ({ name: n.name, address: n.address, drained: n.drain })),
@@ -245,6 +296,7 @@ function toMembership(m: MeshFile): Membership {
 				ports: s.ports,
 				options: toOptions(s.options),
 				tasks: s.backends.map(toTask),
+				...onNetworks(s),
 			}),
 		),
 		networks: m.networks.map((n) => {
@@ -263,7 +315,7 @@ function toMembership(m: MeshFile): Membership {
 function membershipOf(source: Source): Membership {
 	const result = check(meshSchema, source.data ?? {});
 	if (!result.data) throw refuse(source, result.problems);
-	const problems = crossCheck(result.data);
+	const problems = [...crossCheck(result.data), ...checkOnNetworks(result.data)];
 	if (problems.length > 0) throw refuse(source, problems);
 	return toMembership(result.data);
 }
@@ -468,7 +520,8 @@ function toService(item: unknown, nodes: ReadonlyMap<string, string>): ServiceSp
 	const { backends, ...rest } = item;
 	const result = serviceSchema.safeParse(rest);
 	if (!result.success) return undefined;
-	const { name, ports } = result.data;
+	const { name, ports, networks } = result.data;
+	if (ports.length === 0 || networks !== undefined) return undefined;
 	const options = rest.options === undefined ? DEFAULT_OPTIONS : toOptions(result.data.options);
 	const tasks: Task[] = [];
 	if (backends !== undefined) {
