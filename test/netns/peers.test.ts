@@ -113,7 +113,7 @@ scenario(
 					await waitFor('n3 to refuse', async () => (await seen())?.agentPresent === false, 10_000, 50);
 				else assert.is((await seen())?.agentPresent, agentPresent);
 				// Each node sees for itself, and flows come in by n2 as well.
-				await until(mesh, 'down', 'n2');
+				console.log(`  down for n2 ${Math.round(await until(mesh, 'down', 'n2'))} ms later`);
 				assert.is(await state(mesh, 'n1', 'lone', 'n3'), 'active', 'the last backend is never taken out');
 				const report = await net.load('c1', ['-n', 200, '-t', 1500, ...targets(net, ['n1', 'n2'], 8080, [4, 6])]);
 				assert.equal(report.failures, {}, JSON.stringify(report));
