@@ -26,7 +26,7 @@ const state = async (mesh: Mesh, seenBy: string, service: string, node: string) 
 	(await mesh.agent(seenBy).backends()).find((b) => b.service === service && b.node === node)?.state;
 
 /** Milliseconds until the node's backend of `web` is in this state for another node. */
-async function until(mesh: Mesh, wanted: string, by = 'n1', limitMs = 5000): Promise<number> {
+async function until(mesh: Mesh, wanted: string, by = 'n1', limitMs = 20_000): Promise<number> {
 	const began = performance.now();
 	await waitFor(
 		`n3's backend to be ${wanted} for ${by}`,
