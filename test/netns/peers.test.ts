@@ -26,7 +26,7 @@ const state = async (mesh: Mesh, seenBy: string, service: string, node: string) 
 	(await mesh.agent(seenBy).backends()).find((b) => b.service === service && b.node === node)?.state;
 
 /** Milliseconds until the node's backend of `web` is in this state for another node. */
-async function until(mesh: Mesh, wanted: string, by = 'n1', limitMs = 5000): Promise<number> {
+async function until(mesh: Mesh, wanted: string, by = 'n1', limitMs = 20_000): Promise<number> {
 	const began = performance.now();
 	await waitFor(
 		`n3's backend to be ${wanted} for ${by}`,
@@ -113,7 +113,7 @@ scenario(
 					await waitFor('n3 to refuse', async () => (await seen())?.agentPresent === false, 10_000, 50);
 				else assert.is((await seen())?.agentPresent, agentPresent);
 				// Each node sees for itself, and flows come in by n2 as well.
-				await until(mesh, 'down', 'n2');
+				console.log(`  down for n2 ${Math.round(await until(mesh, 'down', 'n2'))} ms later`);
 				assert.is(await state(mesh, 'n1', 'lone', 'n3'), 'active', 'the last backend is never taken out');
 				const report = await net.load('c1', ['-n', 200, '-t', 1500, ...targets(net, ['n1', 'n2'], 8080, [4, 6])]);
 				assert.equal(report.failures, {}, JSON.stringify(report));
