@@ -361,6 +361,7 @@ struct vip_key {
 
 enum vip_flag {
 	VIP_AFFINITY = 1 << 0,	/* a namespace gets the same task for every socket */
+	VIP_KERNEL = 1 << 1,	/* Docker's IPVS answers too: when the agent is stale dials pass */
 };
 
 struct vip {

@@ -164,6 +164,14 @@ INLINE int dial_vip(struct bpf_sock_addr *ctx, struct netns_networks *attached, 
 
 	if (!vip)
 		return PROCEED;
+	if (vip->flags & VIP_KERNEL) {
+		struct settings *s = settings_row();
+
+		if (!s || is_stale(s)) {
+			count_dial(PASS_STALE, &p);
+			return PROCEED;
+		}
+	}
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	__u32 hash = mix(vip->flags & VIP_AFFINITY ? netns : cookie);
 

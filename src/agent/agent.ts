@@ -3,7 +3,7 @@
  * run at a time works from what is true then. What fails is tried again, and the last known state stays.
  */
 import { randomInt } from 'node:crypto';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { shareHeap, trimHeap } from 'libbpf-ts';
@@ -116,6 +116,11 @@ export function cgroupRoot(mounts = readFileSync('/proc/mounts', 'utf8')): strin
 		.split('\n')
 		.map((l) => l.split(' '))
 		.find((f) => f[2] === 'cgroup2')?.[1];
+}
+
+/** Whether IPVS is there, with which Docker answers for VIPs too; it is loaded when Docker first needs it. */
+function hasIpvs(): boolean {
+	return existsSync('/proc/net/ip_vs');
 }
 
 /** TCP ports that the agent itself listens on. */
@@ -548,7 +553,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** VIPs wait for nothing else: no fact of this node but its namespaces is in them. */
 		function applyVips(m: Mesh): { readonly changes: number; readonly errors: readonly string[] } {
 			try {
-				vipsNow = vipEntries(m.vips, attachedNamespaces(), vipIds, nowMs(), vipsNow);
+				const facts = { namespaces: attachedNamespaces(), kernel: hasIpvs() };
+				vipsNow = vipEntries(m.vips, facts, vipIds, nowMs(), vipsNow);
 				const r = vips.reconcile(vipsNow, nowMs());
 				if (r.gone.length > 0) void closeSockets(r.gone);
 				return { changes: r.rowsWritten + r.rowsDeleted, errors: r.errors.map((x) => `${x.part}: ${x.message}`) };

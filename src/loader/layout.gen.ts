@@ -106,6 +106,7 @@ export const RevnatState = {
 /** enum vip_flag */
 export const VipFlag = {
 	VIP_AFFINITY: 1,
+	VIP_KERNEL: 2,
 } as const;
 
 /** enum program */

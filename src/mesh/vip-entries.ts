@@ -47,6 +47,15 @@ export interface VipEntries {
 	 * yet, and what the maps hold stays.
 	 */
 	readonly namespaces: ReadonlyMap<bigint, readonly number[]> | undefined;
+	readonly kernel: boolean;
+}
+
+/** What is true of this node. */
+export interface VipFacts {
+	/** See VipEntries. */
+	readonly namespaces: ReadonlyMap<bigint, readonly number[]> | undefined;
+	/** The kernel has IPVS, with which Docker answers for VIPs where we do not. */
+	readonly kernel: boolean;
 }
 
 const STATE = {
@@ -55,7 +64,7 @@ const STATE = {
 	down: BackendStates.BACKEND_DOWN,
 } as const;
 
-function entry(vip: MeshVip, ids: VipIds, nowMs: number): VipEntry {
+function entry(vip: MeshVip, kernel: boolean, ids: VipIds, nowMs: number): VipEntry {
 	const backends = vip.backends.map(
 		(b) =>
 			[
@@ -75,7 +84,7 @@ function entry(vip: MeshVip, ids: VipIds, nowMs: number): VipEntry {
 		vip,
 		table: ids.vips.acquire(vip.key, nowMs).index,
 		size: n === 0 ? 0 : vipTableSize(n),
-		flags: vip.affinity ? VipFlag.VIP_AFFINITY : 0,
+		flags: (vip.affinity ? VipFlag.VIP_AFFINITY : 0) | (kernel ? VipFlag.VIP_KERNEL : 0),
 		members,
 		backends,
 	};
@@ -87,15 +96,19 @@ function entry(vip: MeshVip, ids: VipIds, nowMs: number): VipEntry {
  */
 export function vipEntries(
 	vips: MeshVips,
-	namespaces: ReadonlyMap<bigint, readonly number[]> | undefined,
+	facts: VipFacts,
 	ids: VipIds,
 	nowMs: number,
 	previous?: VipEntries,
 ): VipEntries {
+	const { namespaces, kernel } = facts;
 	const services = new Map<string, { from: ServiceVips; entries: readonly VipEntry[] }>();
 	for (const [name, from] of vips.services) {
-		const old = previous?.services.get(name);
-		services.set(name, old?.from === from ? old : { from, entries: from.vips.map((v) => entry(v, ids, nowMs)) });
+		const old = previous?.kernel === kernel ? previous.services.get(name) : undefined;
+		services.set(
+			name,
+			old?.from === from ? old : { from, entries: from.vips.map((v) => entry(v, kernel, ids, nowMs)) },
+		);
 	}
 	return {
 		vips,
@@ -104,5 +117,6 @@ export function vipEntries(
 			namespaces === undefined
 				? undefined
 				: new Map([...namespaces].map(([cookie, vnis]) => [cookie, vnis.slice(0, MAX_NETNS_NETWORKS)])),
+		kernel,
 	};
 }

@@ -139,9 +139,9 @@ function world() {
 			reconciler = createVipReconciler(store.vip, ids);
 			before = plan = undefined;
 		},
-		apply(m: Membership, known = true, nowMs = 1000) {
+		apply(m: Membership, known = true, kernel = false, nowMs = 1000) {
 			plan = planVips(m, 'node1', healthy, plan);
-			before = vipEntries(plan, known ? namespaces : undefined, ids, nowMs, before);
+			before = vipEntries(plan, { namespaces: known ? namespaces : undefined, kernel }, ids, nowMs, before);
 			store.memory.log.length = 0;
 			return reconciler.reconcile(before, nowMs);
 		},
@@ -223,6 +223,14 @@ test('a mask never reaches beyond its table', () => {
 	assert.equal(order(), ['vip_tables.put', 'vips.set']);
 	w.apply(mesh(web(...three())));
 	assert.equal(order(), ['vips.set', 'vip_tables.put']);
+});
+
+test('where the kernel has IPVS every VIP says so', () => {
+	const w = world();
+	w.apply(mesh(web(...three())));
+	w.apply(mesh(web(...three())), true, true);
+	assert.is(w.store.vip.vips.get({ network: 4097, addr: '10.77.1.2' })?.flags, 2);
+	assert.equal(w.store.memory.log.length, 1);
 });
 
 test('scaled to zero the VIP stays and has no table', () => {

@@ -122,7 +122,7 @@ scenario(
 				await waitFor('the network to be asked for', () => bed.asked.includes('/networks/red'));
 				await bed.appear('n1t1', 'aaaaaaaaaaaa', 20);
 				const cookie = await bed.cookie('n1t1');
-				await waitFor('it to be attached', () => bed.attached.length > 0, 2000, 1);
+				await waitFor('it to be attached', () => bed.attached.length > 0, 20_000, 1);
 				assert.equal(bed.attached[0], { cookie, networks: ['red'] });
 				assert.equal([...bed.watch.current()!], [[cookie, ['red']]]);
 				bed.disappear('aaaaaaaaaaaa');

@@ -12,6 +12,7 @@ import { openNetns } from 'libbpf-ts';
 import * as assert from 'uvu/assert';
 import { cgroupRoot } from '../../src/agent/agent.js';
 import { type Datapath, openDatapath } from '../../src/loader/datapath.js';
+import { VERDICTS } from '../../src/loader/layout.gen.js';
 import type { BackendState, Membership, Task } from '../../src/mesh/types.js';
 import { createVipIds, type VipEntries, vipEntries } from '../../src/mesh/vip-entries.js';
 import { createVipReconciler, type VipReconciler } from '../../src/mesh/vip-reconcile.js';
@@ -21,6 +22,7 @@ import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { root } from '../support/tools.js';
+import { waitFor } from '../support/wait.js';
 
 const VIP4 = '172.18.7.7';
 const VIP6 = 'fd00:18::77';
@@ -32,6 +34,7 @@ class World {
 	readonly #reconciler: VipReconciler;
 	readonly states: Record<string, BackendState> = { n1t2: 'active', n1t3: 'active', n1t4: 'active' };
 	affinity: 'none' | 'client-ip' = 'none';
+	kernel = false;
 
 	constructor(
 		readonly net: Topology,
@@ -71,15 +74,16 @@ class World {
 			],
 		};
 		this.#plan = planVips(membership, 'n1', { downNodes: new Set() }, this.#plan);
-		this.#entries = vipEntries(this.#plan, this.namespaces, this.#ids, Date.now(), this.#entries);
+		const facts = { namespaces: this.namespaces, kernel: this.kernel };
+		this.#entries = vipEntries(this.#plan, facts, this.#ids, Date.now(), this.#entries);
 		const { errors } = this.#reconciler.reconcile(this.#entries, Date.now());
 		assert.equal(errors, []);
 	}
 
-	verdicts(): Record<string, bigint> {
-		const out: Record<string, bigint> = {};
-		for (const v of this.datapath.store.counters().verdicts) out[v.verdict] = v.packets;
-		return out;
+	/** Dials that got this verdict. */
+	dials(verdict: string): number {
+		const rows = this.datapath.store.counters().verdicts.filter((v) => VERDICTS[v.verdict] === verdict);
+		return Number(rows.reduce((sum, v) => sum + v.packets, 0n));
 	}
 }
 
@@ -198,13 +202,15 @@ scenario(
 				20_000,
 				`${VIP4}:53`,
 			]);
-			await new Promise((r) => setTimeout(r, 500));
+			const before = world.dials('deliver_vip');
+			await waitFor('every socket to have asked twice', () => world.dials('deliver_vip') >= before + 100, 30_000);
 			world.states.n1t2 = 'draining';
 			world.states.n1t3 = 'down';
 			world.apply();
 			const r = await net.load('n1t1', ['-n', 100, '-c', 10, '-t', 2000, `${VIP4}:80`]);
 			assert.equal([r.failures, r.backends], [{}, { n1t4: 100 }]);
-			await new Promise((r) => setTimeout(r, 300));
+			const then = world.dials('deliver_vip');
+			await waitFor('every socket to have asked again', () => world.dials('deliver_vip') >= then + 100, 30_000);
 			const udp = await load.finish();
 			assert.is(udp.lost, 0);
 			assert.ok(udp.moved > 10 && udp.moved <= 40, `${udp.moved} of 40 sockets moved, once each`);
@@ -222,6 +228,20 @@ scenario(
 			for (const t of ['n1t2', 'n1t3', 'n1t4']) world.states[t] = 'active';
 			world.apply();
 			assert.is((await net.load('n1t1', ['-n', 5, '-t', 2000, `${VIP4}:80`])).ok, 5);
+		});
+
+		test('a dead agent: dials pass where IPVS answers too, and go on where it does not', async ({ world, net }) => {
+			const { settings } = world.datapath.store;
+			settings.set({ ...settings.get(), stale_after_ns: 60_000_000_000n, heartbeat_ns: 1n });
+			assert.is((await net.load('n1t1', ['-n', 5, '-t', 2000, `${VIP4}:80`])).ok, 5);
+			world.kernel = true;
+			world.apply();
+			const stale = await net.load('n1t1', ['-n', 3, '-c', 3, '-t', 700, `${VIP4}:80`]);
+			assert.equal([stale.ok, world.dials('pass_stale')], [0, 3]);
+			settings.set({ ...settings.get(), heartbeat_ns: world.datapath.store.now() });
+			assert.is((await net.load('n1t1', ['-n', 5, '-t', 2000, `${VIP4}:80`])).ok, 5);
+			world.kernel = false;
+			world.apply();
 		});
 
 		test('client-ip affinity: one namespace, one task', async ({ world, net }) => {

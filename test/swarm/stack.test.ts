@@ -5,6 +5,7 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
+import type { LoadReport } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { root } from '../support/tools.js';
@@ -70,6 +71,39 @@ scenario(
 				assert.equal(Object.keys(r.clients), [swarm.client]);
 			}
 			for (const n of [1, 2, 3]) assert.equal((await swarm.status(n)).refused, [], `node${n}`);
+		});
+
+		test('its agents see the namespaces of tasks: a VIP is answered', async ({ swarm }) => {
+			swarm.docker(1, 'network', 'create', '-d', 'overlay', '--attachable', 'xnet');
+			for (const [name, ...more] of [
+				['x-client', '--mode', 'global'],
+				['x-web', '--replicas', '3'],
+			])
+				swarm.docker(
+					1,
+					...['service', 'create', '-d', '--no-resolve-image', '--name', name, '--network', 'xnet'],
+					...['--stop-grace-period', '1s', ...more, 'beeline-test:latest'],
+				);
+			for (const n of [1, 2, 3])
+				await waitFor(
+					`node${n} to know x-web`,
+					async () =>
+						(await swarm.services(n)).find((s) => s.name === 'x-web')?.vips[0]?.tasks.active === 3 &&
+						swarm.tasks('x-client').length === 3,
+					60_000,
+					200,
+				);
+			const [vip] = (await swarm.services(1)).find((s) => s.name === 'x-web')!.vips;
+			for (const n of [1, 2, 3]) {
+				const client = await swarm.container(n, 'x-client');
+				const r = await swarm.inside<LoadReport>(n, client, ['/load', '-n', 30, '-t', 3000, `${vip.address}:80`]);
+				assert.equal([r.ok, r.failures], [30, {}], `node${n}: ${logs(swarm, n)}`);
+				assert.equal(
+					(await swarm.status(n)).warnings.filter((w) => w.includes('netns')),
+					[],
+				);
+			}
+			swarm.docker(1, 'service', 'rm', 'x-client', 'x-web');
 		});
 
 		test('demoted managers follow another, promoted ones list; nothing is lost meanwhile', async ({ swarm }) => {
