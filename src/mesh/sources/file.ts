@@ -21,7 +21,7 @@ import { z } from 'zod';
 import { BeelineError, codeOf } from '../../errors.js';
 import { backendKey, idOf } from '../keys.js';
 import { equalSlices } from '../subnets.js';
-import type { Membership, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
+import type { Membership, NetworkSpec, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
 import {
 	address,
 	address4,
@@ -266,6 +266,47 @@ function membershipOf(source: Source): Membership {
 	const problems = crossCheck(result.data);
 	if (problems.length > 0) throw refuse(source, problems);
 	return toMembership(result.data);
+}
+
+const parsed = <T extends z.ZodType>(schema: T, source: Source, data: unknown): z.output<T> => {
+	const result = check(schema, data);
+	if (!result.data) throw refuse(source, result.problems);
+	return result.data as z.output<T>;
+};
+
+/** One item of `nodes:`, for sources that keep each as a document of its own. @throws BeelineError INVALID_CONFIG */
+export function parseNode(source: Source, data: unknown): NodeSpec {
+	const n = parsed(nodeSchema, source, data);
+	return { name: n.name, address: n.address, drained: n.drain };
+}
+
+/** One item of `services:`; whether its nodes exist and its ports are free is not asked. @throws BeelineError INVALID_CONFIG */
+export function parseService(source: Source, data: unknown): ServiceSpec {
+	const s = parsed(serviceSchema, source, data);
+	const nodes = [...new Set(s.backends.map((b) => b.node))].map((name, i) => ({
+		name,
+		address: `10.${(i >> 16) & 255}.${(i >> 8) & 255}.${i & 255}`,
+		drain: false,
+	}));
+	const problems = crossCheck({ nodes, services: [s], networks: [] });
+	if (problems.length > 0)
+		throw refuse(
+			source,
+			problems.map((p) => ({ ...p, path: p.path.slice(2) })),
+		);
+	return { name: s.name, ports: s.ports, options: toOptions(s.options), tasks: s.backends.map(toTask) };
+}
+
+/** One item of `networks:`; whether its nodes exist is not asked. @throws BeelineError INVALID_CONFIG */
+export function parseNetwork(source: Source, data: unknown): NetworkSpec {
+	const n = parsed(networkSchema, source, data);
+	const named = [...n.endpoints.map((e) => e.node), ...Object.keys(n.slices ?? {})];
+	const problems = checkNetwork(
+		n,
+		named.map((name) => ({ name })),
+	);
+	if (problems.length > 0) throw refuse(source, problems);
+	return toNetwork(n);
 }
 
 /** The bytes of a file, of which the reading of a change needs few at a time. */
