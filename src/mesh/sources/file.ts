@@ -47,6 +47,7 @@ import {
 } from './document.js';
 import { checkNetwork, networkSchema, toNetwork } from './network.js';
 import { type Items, parseItem, splitItems, splitPlain } from './plain.js';
+import { changeService as changeServiceDocument, type ServiceChange, type ServiceDocument } from './service-change.js';
 
 const tableSize = value('auto or a power of two from 1024 to 131072', (x) =>
 	x === 'auto' || (typeof x === 'number' && x >= 1024 && x <= 131072 && Number.isInteger(x) && (x & (x - 1)) === 0)
@@ -888,6 +889,74 @@ function edit(file: string, change: (doc: Document, membership: Membership) => v
 	return after;
 }
 
+/** @throws BeelineError INVALID_CONFIG with `field` */
+function checkOptions(options: Readonly<Record<string, unknown>>): void {
+	const set = Object.fromEntries(Object.entries(options).filter(([, v]) => v !== null && v !== undefined));
+	const result = check(optionsSchema, set);
+	if (!result.data)
+		throw refuse(
+			{ ...parseSource('', ''), file: '' },
+			result.problems.map((p) => ({ ...p, path: ['options', ...p.path] })),
+		);
+}
+
+/** Makes a list what it shall be; items that stay the same objects are not touched. */
+function setItems(
+	doc: Document,
+	item: YAMLMap,
+	key: string,
+	before: readonly unknown[],
+	after: readonly unknown[],
+): void {
+	let list: unknown = item.get(key, true);
+	if (!isSeq(list)) {
+		const made = doc.createNode([]) as YAMLSeq;
+		made.flow = true;
+		item.set(key, made);
+		list = made;
+	}
+	const seq = list as YAMLSeq;
+	const nodes = new Map(before.map((x, i) => [x, seq.items[i]]));
+	const like = seq.items[0];
+	seq.items = after.map((x) => {
+		const known = nodes.get(x);
+		if (known !== undefined) return known;
+		const node = doc.createNode(JSON.parse(JSON.stringify(x))) as YAMLMap;
+		node.flow = isMap(like) ? (like.flow ?? false) : true;
+		return node;
+	});
+}
+
+/**
+ * Changes a service as `beeline service update|scale` says. Options, and who is drained, may be changed in any file; ports and
+ * backends only where it names one node, for every node must have the same.
+ * @throws BeelineError NOT_FOUND, CONFLICT, INVALID_CONFIG with `field`
+ */
+export function changeService(file: string, service: string, change: ServiceChange): Membership {
+	if (change.options !== undefined) checkOptions(change.options);
+	return edit(file, (doc, m) => {
+		const item = itemOf(doc, 'services', service);
+		if (!item) throw notFound('service', service);
+		if (change.ports !== undefined || change.backends !== undefined) refuseShared(file, m, `update service ${service}`);
+		const before = item.toJS(doc) as ServiceDocument;
+		const after = changeServiceDocument(service, before, change);
+		if (change.options !== undefined) {
+			let map: unknown = item.get('options', true);
+			if (!isMap(map)) {
+				const made = doc.createNode({});
+				made.flow = true;
+				item.set('options', made);
+				map = made;
+			}
+			for (const [key, v] of Object.entries(change.options))
+				if (v === null) (map as YAMLMap).delete(key);
+				else if (v !== undefined) setValue(doc, map as YAMLMap, key, v);
+		}
+		for (const key of ['ports', 'backends'] as const)
+			if (after[key] !== before[key]) setItems(doc, item, key, before[key] ?? [], after[key] ?? []);
+	});
+}
+
 /**
  * Sets options of a service, in the notation of DESIGN 7.2; `null` takes one back to its default.
  * @throws BeelineError NOT_FOUND, INVALID_CONFIG with `field`
@@ -897,27 +966,7 @@ export function setServiceOptions(
 	service: string,
 	options: Readonly<Record<string, unknown>>,
 ): Membership {
-	const set = Object.fromEntries(Object.entries(options).filter(([, v]) => v !== null && v !== undefined));
-	const result = check(optionsSchema, set);
-	if (!result.data)
-		throw refuse(
-			{ ...parseSource('', ''), file: '' },
-			result.problems.map((p) => ({ ...p, path: ['options', ...p.path] })),
-		);
-	return edit(file, (doc) => {
-		const item = itemOf(doc, 'services', service);
-		if (!item) throw notFound('service', service);
-		let map: unknown = item.get('options', true);
-		if (!isMap(map)) {
-			const made = doc.createNode({});
-			made.flow = true;
-			item.set('options', made);
-			map = made;
-		}
-		for (const [key, v] of Object.entries(options))
-			if (v === null) (map as YAMLMap).delete(key);
-			else if (v !== undefined) setValue(doc, map as YAMLMap, key, v);
-	});
+	return changeService(file, service, { options });
 }
 
 /**
