@@ -954,11 +954,12 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			);
 		}
 
+		let closing: Promise<void> | undefined;
 		function stop(): void {
 			clearTimeout(timer);
 			clearInterval(heartbeat);
 			clearInterval(settle);
-			void source.close();
+			closing ??= source.close();
 			void namespaces?.close();
 			peers.stop();
 			monitor.close();
@@ -971,6 +972,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearTimeout(timer);
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
 			await pool.close();
+			// It writes what it remembers.
+			await closing;
 		}
 		const agent: Agent = {
 			api,

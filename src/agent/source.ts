@@ -12,7 +12,7 @@ import type { KeyValue } from '../mesh/sources/etcd-client.js';
 import type { Addresses } from '../mesh/sources/etcd-store.js';
 import * as file from '../mesh/sources/file.js';
 import type { Membership } from '../mesh/types.js';
-import { statePath } from './state.js';
+import { keptPath, statePath } from './state.js';
 import { openStream, STREAM_PORT } from './stream.js';
 import { isMembership } from './stream-lines.js';
 
@@ -109,7 +109,7 @@ async function openEtcd(deps: SourceDeps, events: SourceEvents): Promise<Source>
 	const { config } = deps;
 	const options = etcdOptions(config);
 	const kept = keptAt<{ prefix: string; documents: readonly KeyValue[] }>(
-		statePath(config.pinRoot, deps.runDir).replace(/state-([^/]*)$/, 'etcd-$1'),
+		keptPath(statePath(config.pinRoot, deps.runDir), 'etcd'),
 	);
 	const memory: EtcdMemory = {
 		read() {
@@ -226,7 +226,7 @@ async function openDocker(deps: SourceDeps, events: SourceEvents): Promise<Sourc
 	const { config } = deps;
 	const log = (level: 'info' | 'warn' | 'error', text: string) => deps.log[level](text);
 	const engine = createEngine(parseDockerHost(process.env));
-	const memory = memoryAt(statePath(config.pinRoot, deps.runDir).replace(/state-([^/]*)$/, 'membership-$1'));
+	const memory = memoryAt(keptPath(statePath(config.pinRoot, deps.runDir), 'membership'));
 	const source = await openDockerSource(
 		{
 			engine,

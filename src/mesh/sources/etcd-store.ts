@@ -245,6 +245,7 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 		const networkKey = keyOf(prefix, 'networks', of);
 		const { wanted: _wanted, reserved: more, endpoint, ...rest } = request;
 		let isFresh = false;
+		let misses = 0;
 		/** Written perhaps, without an answer: it is asked for again, so that nothing is held by nobody. */
 		let unsure: { readonly address: string; readonly error: unknown } | undefined;
 		let found: { kv: KeyValue; spec: NetworkSpec } | undefined;
@@ -310,6 +311,8 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 				if (networkNow?.mod !== kv.mod) found = undefined;
 				if (present === undefined) continue;
 				taken.add(address);
+				// Others have taken much since the last look.
+				if (++misses % 4 === 0) await freshHeld(of, kv.create);
 				const other = holderOf(present);
 				// Ours: asked for again, or written by an attempt that had no answer.
 				if (
