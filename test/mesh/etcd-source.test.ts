@@ -2,6 +2,7 @@
  * The etcd source against a real etcd on loopback. Documents are written by etcdctl, another program than ours.
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
@@ -427,6 +428,82 @@ scenario(
 				/ca\.pem: it does not exist/,
 			);
 		});
+	},
+);
+
+/** Newer gateways (etcd 3.5, and 3.6 with grpc-gateway 2) say the same in other words than 3.4. */
+scenario(
+	'other gateways',
+	undefined,
+	async () => {
+		let answer: { status: number; body: unknown } = { status: 200, body: {} };
+		const server = createServer((_req, res) => {
+			res.writeHead(answer.status, { 'content-type': 'application/json' });
+			res.end(typeof answer.body === 'string' ? answer.body : `${JSON.stringify(answer.body)}\n`);
+		});
+		await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+		const client = createEtcd({
+			endpoints: [`http://127.0.0.1:${(server.address() as { port: number }).port}`],
+			timeoutMs: 1000,
+		});
+		const say = (status: number, body: unknown) => {
+			answer = { status, body };
+		};
+		return { server, client, say };
+	},
+	({ server, client }) => {
+		client.close();
+		server.close();
+	},
+	(test) => {
+		for (const [what, status, body, code] of [
+			[
+				'compacted (3.6)',
+				400,
+				{ code: 11, message: 'etcdserver: mvcc: required revision has been compacted', details: [] },
+				'ETCD_COMPACTED',
+			],
+			[
+				'permission denied (3.5)',
+				403,
+				{ error: 'etcdserver: permission denied', code: 7, message: 'etcdserver: permission denied' },
+				'ETCD_AUTH',
+			],
+			['no leader', 503, { code: 14, message: 'etcdserver: no leader' }, 'ETCD_AWAY'],
+			['a full database', 429, { code: 8, message: 'etcdserver: mvcc: database space exceeded' }, 'ETCD_FULL'],
+			['a gateway that is off', 404, '404 page not found', 'ETCD_ANSWER'],
+			['something else', 200, '<html>', 'ETCD_ANSWER'],
+			['another JSON', 200, {}, 'ETCD_ANSWER'],
+		] as const)
+			test(`a list answered by: ${what}`, async ({ client, say }) => {
+				say(status, body);
+				assert.is(codeOf(await client.range({ key: 'a' }).catch((e: unknown) => e)), code);
+			});
+		for (const [what, body, code] of [
+			['compacted', { result: { header: {}, canceled: true, compact_revision: '7' } }, 'ETCD_COMPACTED'],
+			['a broken stream', { error: { code: 14, message: 'etcdserver: server stopped', details: [] } }, 'ETCD_AWAY'],
+			[
+				'a refusal',
+				{
+					result: {
+						created: true,
+						canceled: true,
+						cancel_reason: 'rpc error: code = PermissionDenied desc = etcdserver: permission denied',
+					},
+				},
+				'ETCD_AUTH',
+			],
+		] as const)
+			test(`a watch answered by: ${what}`, async ({ client, say }) => {
+				say(200, body);
+				const end = await new Promise<unknown>((resolve) =>
+					client.watch(
+						{ key: 'a', end: 'b', from: 1 },
+						{ onOpen: () => undefined, onEvent: () => undefined, onEnd: resolve },
+					),
+				);
+				assert.is(codeOf(end), code);
+			});
 	},
 );
 

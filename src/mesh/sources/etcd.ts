@@ -70,7 +70,9 @@ const MAX_PAUSE_MS = 2000;
 /** A watch that says nothing may be dead, or at a member that is cut off from the others: a list finds out. */
 const LOOK_MS = 10_000;
 const RETRY_MS = [100, 200, 500, 1000, 2000, 5000];
+/** Keys in one answer: with their values, and without. */
 const PAGE = 500;
+const KEYS_PAGE = 10_000;
 /** How long a start waits for etcd before it goes by what it remembers. */
 const REMEMBER_MS = 3000;
 /** What no waiting mends. */
@@ -127,7 +129,7 @@ export async function openEtcdSource(
 			const page = await etcd.range({
 				key: from,
 				end: endOf(all),
-				limit: PAGE,
+				limit: keysOnly ? KEYS_PAGE : PAGE,
 				keysOnly,
 				...(first === undefined ? {} : { revision: first.revision }),
 			});
