@@ -20,6 +20,7 @@ import {
 	refuse,
 	type Source,
 	size,
+	text,
 	value,
 	writeAtomically,
 } from './mesh/sources/document.js';
@@ -36,6 +37,26 @@ function parseListen(x: unknown): Listen | undefined {
 	if (m[2] === 'localhost') return { host: 'localhost', port: Number(m[3]) };
 	const host = m[1] === undefined ? parseAddress(m[2], 4) : parseAddress(m[1]);
 	return host === undefined ? undefined : { host, port: Number(m[3]) };
+}
+
+/** `http://10.0.0.1:2379` without anything behind the port. */
+function parseEndpoint(x: unknown): string | undefined {
+	if (typeof x !== 'string') return undefined;
+	let url: URL;
+	try {
+		url = new URL(x);
+	} catch {
+		return undefined;
+	}
+	if (
+		!/^https?:$/.test(url.protocol) ||
+		url.hostname === '' ||
+		url.username !== '' ||
+		url.search !== '' ||
+		url.hash !== ''
+	)
+		return undefined;
+	return url.pathname === '/' ? url.origin : undefined;
 }
 
 /** Whether only processes of this machine can reach it. */
@@ -74,6 +95,22 @@ export const configSchema = z.strictObject({
 			certificates: path.optional(),
 			/** docker: TCP port of managers' agents; default 7981. */
 			port: port.optional(),
+			/** etcd: where it listens for clients. */
+			endpoints: z
+				.array(value('an address of etcd such as http://10.0.0.1:2379 or https://etcd1:2379', parseEndpoint))
+				.min(1, 'at least one address of etcd')
+				.optional(),
+			/** etcd: what the keys of this mesh begin with; default /beeline. */
+			prefix: value('a path such as /beeline, without / at its end', (x) =>
+				typeof x === 'string' && /^(\/[A-Za-z0-9_.-]+)+$/.test(x) ? x : undefined,
+			).optional(),
+			/** etcd: PEM files of TLS: who may be etcd; who this node is. */
+			ca: path.optional(),
+			cert: path.optional(),
+			key: path.optional(),
+			/** etcd: where its authentication is on. */
+			user: text('the name of a user').optional(),
+			passwordFile: path.optional(),
 		})
 		.prefault({}),
 	http: z
@@ -128,6 +165,13 @@ export interface Config {
 		readonly tokenFile?: string;
 		readonly certificates?: string;
 		readonly port?: number;
+		readonly endpoints?: readonly string[];
+		readonly prefix?: string;
+		readonly ca?: string;
+		readonly cert?: string;
+		readonly key?: string;
+		readonly user?: string;
+		readonly passwordFile?: string;
 	};
 	readonly http: { readonly listen: readonly Listen[]; readonly socket: string; readonly tokenFile?: string };
 	readonly datapath: {
@@ -149,6 +193,38 @@ export interface Config {
 	};
 	readonly pinRoot: string;
 	readonly log: { readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error' };
+}
+
+const ETCD_KEYS = ['endpoints', 'prefix', 'ca', 'cert', 'key', 'user', 'passwordFile'] as const;
+
+/** Keys that do not go together. */
+function membershipProblems(m: z.output<typeof configSchema>['membership'], written: unknown): Problem[] {
+	const problems: Problem[] = [];
+	const say = (key: string, text: string, isKey = true) =>
+		problems.push({ path: ['membership', key], text, ...(isKey ? { key: true } : {}) });
+	if (m.source !== 'etcd') {
+		for (const key of ETCD_KEYS)
+			if (m[key] !== undefined)
+				say(key, `is of source etcd, and source is ${m.source}: expected source: etcd, or no such key`);
+		return problems;
+	}
+	const given = (written as { membership?: Record<string, unknown> } | null)?.membership ?? {};
+	for (const key of ['file', 'tokenFile', 'certificates', 'port'])
+		if (given[key] !== undefined) say(key, 'is not of source etcd: expected no such key');
+	const { endpoints } = m;
+	if (endpoints === undefined) {
+		say('endpoints', 'is missing: expected addresses of etcd such as [http://10.0.0.1:2379]', false);
+		return problems;
+	}
+	const tls = endpoints.some((e) => e.startsWith('https:'));
+	for (const key of ['ca', 'cert', 'key'] as const)
+		if (m[key] !== undefined && !tls)
+			say(key, 'is for TLS, and no endpoint begins with https://: expected https:// there');
+	if ((m.cert === undefined) !== (m.key === undefined))
+		say(m.cert === undefined ? 'key' : 'cert', 'stands alone: expected both cert and key, or none');
+	if ((m.user === undefined) !== (m.passwordFile === undefined))
+		say(m.user === undefined ? 'passwordFile' : 'user', 'stands alone: expected both user and passwordFile, or none');
+	return problems;
 }
 
 /**
@@ -176,6 +252,7 @@ export function parseConfig(file: string, content: string, host: string = hostna
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)
 			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });
+	problems.push(...membershipProblems(c.membership, source.data));
 	if (problems.length > 0) throw refuse(source, problems);
 	const at = (p: string) => resolve(dirname(resolve(file)), p);
 	return {
@@ -188,6 +265,13 @@ export function parseConfig(file: string, content: string, host: string = hostna
 			...(c.membership.tokenFile === undefined ? {} : { tokenFile: at(c.membership.tokenFile) }),
 			...(c.membership.certificates === undefined ? {} : { certificates: at(c.membership.certificates) }),
 			...(c.membership.port === undefined ? {} : { port: c.membership.port }),
+			...(c.membership.endpoints === undefined ? {} : { endpoints: c.membership.endpoints }),
+			...(c.membership.source !== 'etcd' ? {} : { prefix: c.membership.prefix ?? '/beeline' }),
+			...(c.membership.ca === undefined ? {} : { ca: at(c.membership.ca) }),
+			...(c.membership.cert === undefined ? {} : { cert: at(c.membership.cert) }),
+			...(c.membership.key === undefined ? {} : { key: at(c.membership.key) }),
+			...(c.membership.user === undefined ? {} : { user: c.membership.user }),
+			...(c.membership.passwordFile === undefined ? {} : { passwordFile: at(c.membership.passwordFile) }),
 		},
 		http: {
 			listen: c.http.listen,

@@ -1,5 +1,6 @@
 /** The command. One file a verb, read when its verb is called: --help must not wait for a kernel library. */
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import type { ServiceUpdate } from './cli/change.js';
 import type { Client } from './cli/client.js';
 import type { AttachOptions } from './cli/network.js';
 import type { Format } from './cli/output.js';
@@ -14,6 +15,12 @@ const collect = (value: string, list: string[]) => [...list, value];
 function limit(text: string): number {
 	const n = Number(text);
 	if (!Number.isInteger(n) || n < 1 || n > 100_000) throw new InvalidArgumentError('expected 1 to 100000.');
+	return n;
+}
+
+function replicas(text: string): number {
+	const n = Number(text);
+	if (!/^\d+$/.test(text) || n > 100_000) throw new InvalidArgumentError('expected a number of backends.');
 	return n;
 }
 
@@ -127,40 +134,67 @@ function program(): Command {
 			.action(async (name: string, _o, c: Command) => (await change()).drain((await client(c))[0], name, v));
 	}
 
-	const node = verb(root, 'node', 'nodes of the file source');
+	const node = verb(root, 'node', 'nodes in etcd, or in this agent’s mesh file');
 	verb(node, 'ls', 'nodes of the mesh').action(async (_o, c: Command) => (await read()).nodes(...(await client(c))));
-	verb(node, 'add', 'add a node to this agent’s mesh file')
-		.argument('<name>')
-		.argument('<address>')
-		.action(async (name: string, address: string, _o, c: Command) =>
-			(await change()).nodeAdd((await client(c))[0], name, address),
-		);
-	verb(node, 'rm', 'remove a node from this agent’s mesh file')
-		.argument('<name>')
-		.action(async (name: string, _o, c: Command) => (await change()).nodeRemove((await client(c))[0], name));
+	verb(node, 'add', 'add a node; with --config this one, straight into etcd, before its agent runs')
+		.option('--config <file>', 'beeline.yaml: where etcd is, and the default of NAME and ADDRESS')
+		.argument('[name]')
+		.argument('[address]')
+		.action(async (name: string | undefined, address: string | undefined, o: { config?: string }, c: Command) => {
+			if (o.config !== undefined)
+				return await (await import('./cli/node-etcd.js')).nodeAddHere(o.config, name, address);
+			if (name === undefined || address === undefined)
+				throw new Error('node add: give NAME ADDRESS, or --config FILE to add this node');
+			await (await change()).nodeAdd((await client(c))[0], name, address);
+		});
+	verb(node, 'rm', 'remove nodes')
+		.argument('<name...>')
+		.action(async (names: string[], _o, c: Command) => (await change()).nodeRemove((await client(c))[0], names));
 
-	const service = verb(root, 'service', 'services of the file source');
+	const service = verb(root, 'service', 'services in etcd, or in this agent’s mesh file');
 	verb(service, 'ls', 'services').action(async (_o, c: Command) => (await read()).services(...(await client(c))));
 	verb(service, 'inspect', 'one service, as JSON')
 		.argument('<name>')
 		.action(async (name: string, _o, c: Command) => (await read()).service((await client(c))[0], name));
 	verb(service, 'create', 'create a service')
-		.requiredOption('-p, --publish <ports>', 'PUBLISHED:TARGET[/PROTOCOL]; may be repeated', collect, [])
+		.requiredOption(
+			'-p, --publish <port>',
+			'published=8080,target=80[,protocol=udp], or 8080:80[/udp]; may be repeated',
+			collect,
+			[],
+		)
 		.option('--backend <backend>', 'NODE[=ADDRESS[,ADDRESS]][*WEIGHT]; may be repeated', collect, [])
-		.option('--option <option>', 'NAME=VALUE; may be repeated', collect, [])
-		.argument('<name>')
-		.action(async (name: string, o: { publish: string[]; backend: string[]; option: string[] }, c: Command) =>
-			(await change()).serviceCreate((await client(c))[0], name, o),
-		);
-	verb(service, 'update', 'change options of a service')
 		.option('--option <option>', 'NAME=VALUE such as returnPath=tunnel; may be repeated', collect, [])
-		.argument('<name>')
-		.action(async (name: string, o: { option: string[] }, c: Command) =>
-			(await change()).serviceUpdate((await client(c))[0], name, o.option),
+		.option('--name <name>', 'the name, as Docker writes it')
+		.argument('[name]')
+		.action(
+			async (
+				argument: string | undefined,
+				o: { publish: string[]; backend: string[]; option: string[]; name?: string },
+				c: Command,
+			) => {
+				const name = argument ?? o.name;
+				if (name === undefined) throw new Error('service create: a name is missing: give it last, or with --name');
+				await (await change()).serviceCreate((await client(c))[0], name, o);
+			},
 		);
-	verb(service, 'rm', 'remove a service')
+	verb(service, 'update', 'change options, published ports or backends of a service')
+		.option('--option <option>', 'NAME=VALUE such as returnPath=tunnel; may be repeated', collect, [])
+		.option('--publish-add <port>', 'publish a port, or give one another target; may be repeated', collect, [])
+		.option('--publish-rm <port>', 'by its target port, or written as for --publish; may be repeated', collect, [])
+		.option('--backend-add <backend>', 'NODE[=ADDRESS[,ADDRESS]][*WEIGHT]; may be repeated', collect, [])
+		.option('--backend-rm <backend>', 'NODE[=ADDRESS]; may be repeated', collect, [])
+		.option('--replicas <n>', 'how many backends take new flows', replicas)
 		.argument('<name>')
-		.action(async (name: string, _o, c: Command) => (await change()).serviceRemove((await client(c))[0], name));
+		.action(async (name: string, o: ServiceUpdate, c: Command) =>
+			(await change()).serviceUpdate((await client(c))[0], name, o),
+		);
+	verb(service, 'scale', 'how many backends of a service take new flows; the last ones are drained')
+		.argument('<service=backends...>')
+		.action(async (list: string[], _o, c: Command) => (await change()).serviceScale((await client(c))[0], list));
+	verb(service, 'rm', 'remove services')
+		.argument('<name...>')
+		.action(async (names: string[], _o, c: Command) => (await change()).serviceRemove((await client(c))[0], names));
 
 	const overlay = () => import('./cli/network.js');
 	const network = verb(root, 'network', 'overlay networks');

@@ -167,7 +167,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		},
 	);
 	if (source.self !== undefined) config = { ...config, node: { ...config.node, name: source.self } };
-	let membership: Membership = withEndpointTasks(source.current());
+	let observed: Membership = source.current();
+	let membership: Membership = withEndpointTasks(observed);
 	let readAt = new Date();
 	/** Of the membership that the maps follow. */
 	let appliedReadAt = readAt;
@@ -275,6 +276,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 		// ---- state of the loop ----
 		let mesh: Mesh | undefined;
+		/** What `mesh` was planned from. */
+		let planned: Membership | undefined;
 		let local: Local | undefined;
 		/** What `local` was read for. */
 		let seenSignature = '';
@@ -340,7 +343,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					}
 					flowsAt = Date.now();
 				}
-				return views.metricsSnapshot(now, mesh, local, peers.views(), { flows: flowsBy, moving: movingBy() });
+				return views.metricsSnapshot(now, mesh, local, peers.views(), {
+					flows: flowsBy,
+					moving: movingBy(),
+					problems: source.problems().length,
+				});
 			},
 		});
 
@@ -601,6 +608,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			try {
 				health = { ...health, downNodes: peers.downNodes };
 				networks.updateNames();
+				const nextPlanned = observed;
 				const nextMesh = plan({
 					membership: networks.complete(membership),
 					self: config.node.name,
@@ -635,12 +643,14 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}
 
 				mesh = nextMesh;
+				planned = nextPlanned;
 				updatePeers(mesh.nodes.values(), mesh.digest);
 				const facts = { ...l.facts, overlay: networks.facts() };
 				let e = entries(mesh, facts, options(), ids, nowMs(), now);
 				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh)]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
+					planned = observed;
 					mesh = plan({
 						membership: networks.complete(membership),
 						self: config.node.name,
@@ -746,6 +756,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		let firstFailure: Error | undefined;
 
 		onChange = (next) => {
+			observed = next;
 			membership = withEndpointTasks(next);
 			readAt = new Date();
 			// A swarm changes by itself; who changes a file wants to be told that it was read.
@@ -786,20 +797,34 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			if (code === 'NOT_FOUND') throw new AgentError(404, code, e.message);
 			const field = e instanceof BeelineError ? e.field : undefined;
 			if (code === 'INVALID_CONFIG') throw new AgentError(422, 'INVALID', e.message, field);
+			if (code === 'STALE') throw new AgentError(412, code, e.message);
+			// The source does not answer, or others write all the time.
+			if (/^(ETCD_|BUSY$|CLOSED$)/.test(code)) throw new AgentError(503, code, e.message);
 			throw new AgentError(409, code, e.message, field);
 		}
 		/** Carries out a change of the source and waits until the maps follow. */
-		async function change(what: string, edit: () => void): Promise<void> {
+		async function change(what: string, edit: () => void | Promise<void>): Promise<void> {
 			try {
-				edit();
+				await edit();
 			} catch (e) {
 				refuse(e);
 			}
 			source.reload();
 			await applied(what, false);
 		}
-		const drainBackend = (id: string, drained: boolean) =>
-			change(`${drained ? 'drain' : 'undrain'} ${id}`, () => source.drainBackend(id, drained));
+		const revisionOf = (kind: 'nodes' | 'services') => (name: string) =>
+			planned === undefined ? undefined : source.revisionOf?.(planned, kind, name);
+		/** What a change is decided from, where it is to hold only for that. */
+		const basis = (exact: boolean | undefined, kind: 'nodes' | 'services', name: string) =>
+			exact === true ? revisionOf(kind)(name) : undefined;
+		const drainBackend = (id: string, drained: boolean, exact: boolean | undefined) => {
+			const from = basis(exact, 'services', id.split('~', 1)[0] as string);
+			return change(`${drained ? 'drain' : 'undrain'} ${id}`, () => source.drainBackend(id, drained, from));
+		};
+		const drainNode = (node: string, drained: boolean, exact: boolean | undefined) => {
+			const from = basis(exact, 'nodes', node);
+			return change(`${drained ? 'drain' : 'undrain'} ${node}`, () => source.drainNode(node, drained, from));
+		};
 
 		const api: AgentApi = {
 			status: () =>
@@ -830,22 +855,32 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						...attachErrors.values(),
 					],
 				}),
-			nodes: () => views.nodes(mesh, local, peers.views()),
-			services: () => views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy()),
+			nodes: () => views.nodes(mesh, local, peers.views(), revisionOf('nodes')),
+			services: () =>
+				views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy(), revisionOf('services')),
 			backends: () => views.backends(mesh, now, local),
 			flows: (limit) =>
 				now === undefined || closed ? { flows: [], limited: false } : views.flows(d.store.flows(limit), now),
 			entries: (limit) => (closed ? { maps: [] } : views.entries(d.store, limit)),
 			config: () => views.config(config, local, trace),
-			drainBackend: (id) => drainBackend(id, true),
-			undrainBackend: (id) => drainBackend(id, false),
-			drainNode: (node) => change(`drain ${node}`, () => source.drainNode(node, true)),
-			undrainNode: (node) => change(`undrain ${node}`, () => source.drainNode(node, false)),
-			patchService: (name, patch) => change(`options of ${name}`, () => source.patchService(name, patch)),
+			drainBackend: (id, exact) => drainBackend(id, true, exact),
+			undrainBackend: (id, exact) => drainBackend(id, false, exact),
+			drainNode: (node, exact) => drainNode(node, true, exact),
+			undrainNode: (node, exact) => drainNode(node, false, exact),
+			patchService(name, patch, exact) {
+				const from = basis(exact, 'services', name);
+				return change(`update ${name}`, () => source.patchService(name, patch, from));
+			},
 			createService: (service) => change(`create ${service.name}`, () => source.createService(service)),
-			removeService: (name) => change(`remove ${name}`, () => source.removeService(name)),
+			removeService(name, exact) {
+				const from = basis(exact, 'services', name);
+				return change(`remove ${name}`, () => source.removeService(name, from));
+			},
 			addNode: (node) => change(`add ${node.name}`, () => source.addNode(node)),
-			removeNode: (name) => change(`remove ${name}`, () => source.removeNode(name)),
+			removeNode(name, exact) {
+				const from = basis(exact, 'nodes', name);
+				return change(`remove ${name}`, () => source.removeNode(name, from));
+			},
 			networks: () => networks.list(),
 			endpoints: () => networks.endpoints(),
 			async attachEndpoint(request) {
@@ -942,11 +977,12 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			);
 		}
 
+		let closing: Promise<void> | undefined;
 		function stop(): void {
 			clearTimeout(timer);
 			clearInterval(heartbeat);
 			clearInterval(settle);
-			void source.close();
+			closing ??= source.close();
 			void namespaces?.close();
 			peers.stop();
 			monitor.close();
@@ -960,6 +996,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
 			await pool.close();
+			// It writes what it remembers.
+			await closing;
 		}
 		const agent: Agent = {
 			api,

@@ -15,7 +15,7 @@ import type {
 	NodeView,
 	ReconcileEventBody,
 	ServiceCreateBody,
-	ServiceOptionsPatchBody,
+	ServicePatchBody,
 	ServiceView,
 	StatusView,
 	VerdictEventBody,
@@ -35,18 +35,19 @@ export interface AgentApi {
 	config(): ConfigView;
 
 	/**
-	 * Commands resolve when the change is written where it belongs and the maps follow it.
+	 * Commands resolve when the change is written where it belongs and the maps follow it. `exact`: only if the document is
+	 * still what the views show now (412 otherwise); where the source has revisions.
 	 * @throws AgentError
 	 */
-	drainBackend(id: string): Promise<void>;
-	undrainBackend(id: string): Promise<void>;
-	drainNode(name: string): Promise<void>;
-	undrainNode(name: string): Promise<void>;
-	patchService(name: string, options: ServiceOptionsPatchBody): Promise<void>;
+	drainBackend(id: string, exact?: boolean): Promise<void>;
+	undrainBackend(id: string, exact?: boolean): Promise<void>;
+	drainNode(name: string, exact?: boolean): Promise<void>;
+	undrainNode(name: string, exact?: boolean): Promise<void>;
+	patchService(name: string, patch: ServicePatchBody, exact?: boolean): Promise<void>;
 	createService(service: ServiceCreateBody): Promise<void>;
-	removeService(name: string): Promise<void>;
+	removeService(name: string, exact?: boolean): Promise<void>;
 	addNode(node: NodeCreateBody): Promise<void>;
-	removeNode(name: string): Promise<void>;
+	removeNode(name: string, exact?: boolean): Promise<void>;
 	networks(): NetworkView[];
 	endpoints(): EndpointView[];
 	attachEndpoint(request: EndpointAttachBody): Promise<EndpointView>;
@@ -62,10 +63,10 @@ export interface AgentApi {
 
 /** A command that was not carried out; `status` is the HTTP status that says so. */
 export class AgentError extends Error {
-	readonly status: 404 | 409 | 422 | 503;
+	readonly status: 404 | 409 | 412 | 422 | 503;
 	readonly code: string;
 	readonly field: string | undefined;
-	constructor(status: 404 | 409 | 422 | 503, code: string, message: string, field?: string) {
+	constructor(status: 404 | 409 | 412 | 422 | 503, code: string, message: string, field?: string) {
 		super(message);
 		this.name = 'AgentError';
 		this.status = status;

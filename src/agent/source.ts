@@ -4,12 +4,15 @@ import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import type { Config } from '../config.js';
 import { BeelineError, type BeelineError as SourceError } from '../errors.js';
-import type { ServiceCreateBody, ServiceOptionsPatchBody } from '../http/schemas.js';
+import type { ServiceCreateBody, ServicePatchBody } from '../http/schemas.js';
 import { type Memory, openDockerSource } from '../mesh/sources/docker.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
+import { type EtcdMemory, type EtcdSourceOptions, openEtcdSource } from '../mesh/sources/etcd.js';
+import type { KeyValue } from '../mesh/sources/etcd-client.js';
+import type { Addresses } from '../mesh/sources/etcd-store.js';
 import * as file from '../mesh/sources/file.js';
 import type { Membership } from '../mesh/types.js';
-import { statePath } from './state.js';
+import { keptPath, statePath } from './state.js';
 import { openStream, STREAM_PORT } from './stream.js';
 import { isMembership } from './stream-lines.js';
 
@@ -28,14 +31,22 @@ export interface Source {
 	/** Reads now; a change is told before this returns. */
 	reload(): void;
 	close(): Promise<void>;
-	/** Each writes the change where the source keeps it. @throws BeelineError */
-	drainBackend(id: string, drained: boolean): void;
-	drainNode(name: string, drained: boolean): void;
-	patchService(name: string, options: ServiceOptionsPatchBody): void;
-	createService(service: ServiceCreateBody): void;
-	removeService(name: string): void;
-	addNode(node: { readonly name: string; readonly address: string }): void;
-	removeNode(name: string): void;
+	/**
+	 * Each writes the change where the source keeps it, and reads it again. `basis`: what revisionOf() said of the document
+	 * that the change was decided from; STALE where it changed since.
+	 * @throws BeelineError
+	 */
+	drainBackend(id: string, drained: boolean, basis?: number): void | Promise<void>;
+	drainNode(name: string, drained: boolean, basis?: number): void | Promise<void>;
+	patchService(name: string, patch: ServicePatchBody, basis?: number): void | Promise<void>;
+	createService(service: ServiceCreateBody): void | Promise<void>;
+	removeService(name: string, basis?: number): void | Promise<void>;
+	addNode(node: { readonly name: string; readonly address: string }): void | Promise<void>;
+	removeNode(name: string, basis?: number): void | Promise<void>;
+	/** Of a document as it was in that membership; undefined: the source has no revisions. */
+	revisionOf?(membership: Membership, kind: 'nodes' | 'services', name: string): number | undefined;
+	/** Where addresses of networks are given out by the source, without duplicates on all nodes. */
+	readonly addresses?: Addresses;
 }
 
 export interface SourceEvents extends file.FileSourceEvents {
@@ -61,13 +72,86 @@ export async function openSource(deps: SourceDeps, events: SourceEvents): Promis
 	const { source } = config.membership;
 	if (source === 'file') return openFile(config.membership.file, events);
 	if (source === 'docker') return await openDocker(deps, events);
-	throw new BeelineError(
-		'NOT_AVAILABLE',
-		`membership.source ${source} is not available in this version: use file or docker`,
-		{
+	return await openEtcd(deps, events);
+}
+
+/** @throws BeelineError INVALID_CONFIG where the source is not etcd */
+export function etcdOptions(config: Config): EtcdSourceOptions {
+	const { source, endpoints, prefix, ca, cert, key, user, passwordFile } = config.membership;
+	if (source !== 'etcd' || endpoints === undefined || prefix === undefined)
+		throw new BeelineError('INVALID_CONFIG', `membership.source is ${source}: expected etcd`, {
 			field: 'membership.source',
-		},
+		});
+	return {
+		endpoints,
+		prefix,
+		...(ca === undefined ? {} : { ca }),
+		...(cert === undefined ? {} : { cert }),
+		...(key === undefined ? {} : { key }),
+		...(user === undefined ? {} : { user }),
+		...(passwordFile === undefined ? {} : { passwordFile }),
+	};
+}
+
+const isKeyValue = (x: unknown): x is KeyValue => {
+	const kv = x as KeyValue | null;
+	return (
+		typeof kv === 'object' &&
+		kv !== null &&
+		typeof kv.key === 'string' &&
+		typeof kv.value === 'string' &&
+		Number.isSafeInteger(kv.create) &&
+		Number.isSafeInteger(kv.mod)
 	);
+};
+
+async function openEtcd(deps: SourceDeps, events: SourceEvents): Promise<Source> {
+	const { config } = deps;
+	const options = etcdOptions(config);
+	const kept = keptAt<{ prefix: string; documents: readonly KeyValue[] }>(
+		keptPath(statePath(config.pinRoot, deps.runDir), 'etcd'),
+	);
+	const memory: EtcdMemory = {
+		read() {
+			const was = kept.read() as { prefix?: unknown; documents?: unknown } | undefined;
+			return was?.prefix === options.prefix && Array.isArray(was.documents) && was.documents.every(isKeyValue)
+				? was.documents
+				: undefined;
+		},
+		write: (documents) => kept.write({ prefix: options.prefix, documents }),
+	};
+	const source = await openEtcdSource(
+		{ options, memory, log: (level, text) => deps.log[level](text) },
+		{
+			onChange: (m, at) => events.onChange(m, at),
+			onSame: () => events.onRead?.(),
+			onError: (e) => events.onError(e),
+		},
+		deps.stop,
+	);
+	const { store } = source;
+	const written = async (revision: Promise<number>) => source.reach(await revision);
+	return {
+		name: 'etcd',
+		place: source.place,
+		current: () => source.current(),
+		error: () => source.error(),
+		problems: () => source.problems(),
+		reload: () => source.reload(),
+		async close() {
+			await source.close();
+			kept.flush();
+		},
+		revisionOf: (membership, kind, name) => source.revisionOf(membership, kind, name),
+		addresses: store,
+		drainBackend: (id, drained, basis) => written(store.drainBackend(id, drained, basis)),
+		drainNode: (name, drained, basis) => written(store.drainNode(name, drained, basis)),
+		patchService: (name, patch, basis) => written(store.changeService(name, patch, basis)),
+		createService: (service) => written(store.createService(service.name, service)),
+		removeService: (name, basis) => written(store.removeService(name, basis)),
+		addNode: (node) => written(store.addNode(node)),
+		removeNode: (name, basis) => written(store.removeNode(name, basis)),
+	};
 }
 
 function openFile(path: string, events: SourceEvents): Source {
@@ -82,7 +166,7 @@ function openFile(path: string, events: SourceEvents): Source {
 		close: async () => source.close(),
 		drainBackend: (id, drained) => void file.setBackendDrained(path, id, drained),
 		drainNode: (name, drained) => void file.setNodeDrained(path, name, drained),
-		patchService: (name, options) => void file.setServiceOptions(path, name, options),
+		patchService: (name, patch) => void file.changeService(path, name, patch),
 		createService: (service) => void file.createService(path, service),
 		removeService: (name) => void file.removeService(path, name),
 		addNode: (node) => void file.addNode(path, node),
@@ -90,9 +174,9 @@ function openFile(path: string, events: SourceEvents): Source {
 	};
 }
 
-/** The last membership of a swarm, beside the agent's other state; it is written no more often than once a second. */
-function memoryAt(path: string): Memory & { flush(): void } {
-	let next: { nodeId: string; membership: Membership } | undefined;
+/** What was known last, beside the agent's other state; it is written no more often than once a second. */
+function keptAt<T>(path: string): { read(): unknown; write(value: T): void; flush(): void } {
+	let next: T | undefined;
 	let timer: NodeJS.Timeout | undefined;
 	const flush = () => {
 		clearTimeout(timer);
@@ -103,7 +187,7 @@ function memoryAt(path: string): Memory & { flush(): void } {
 			writeFileSync(`${path}.${process.pid}`, JSON.stringify(next), { mode: 0o600 });
 			renameSync(`${path}.${process.pid}`, path);
 		} catch {
-			// It only spares a worker the waiting.
+			// It only spares a start the waiting.
 		}
 		next = undefined;
 	};
@@ -111,18 +195,30 @@ function memoryAt(path: string): Memory & { flush(): void } {
 		flush,
 		read() {
 			try {
-				const kept = JSON.parse(readFileSync(path, 'utf8')) as { nodeId?: unknown; membership?: unknown };
-				return typeof kept.nodeId === 'string' && isMembership(kept.membership)
-					? { nodeId: kept.nodeId, membership: kept.membership }
-					: undefined;
+				return JSON.parse(readFileSync(path, 'utf8')) as unknown;
 			} catch {
 				return undefined;
 			}
 		},
-		write(nodeId, membership) {
-			next = { nodeId, membership };
+		write(value) {
+			next = value;
 			timer ??= setTimeout(flush, 1000).unref();
 		},
+	};
+}
+
+/** The last membership of a swarm. */
+function memoryAt(path: string): Memory & { flush(): void } {
+	const kept = keptAt<{ nodeId: string; membership: Membership }>(path);
+	return {
+		flush: kept.flush,
+		read() {
+			const was = kept.read() as { nodeId?: unknown; membership?: unknown } | undefined;
+			return typeof was?.nodeId === 'string' && isMembership(was.membership)
+				? { nodeId: was.nodeId, membership: was.membership }
+				: undefined;
+		},
+		write: (nodeId, membership) => kept.write({ nodeId, membership }),
 	};
 }
 
@@ -130,7 +226,7 @@ async function openDocker(deps: SourceDeps, events: SourceEvents): Promise<Sourc
 	const { config } = deps;
 	const log = (level: 'info' | 'warn' | 'error', text: string) => deps.log[level](text);
 	const engine = createEngine(parseDockerHost(process.env));
-	const memory = memoryAt(statePath(config.pinRoot, deps.runDir).replace(/state-([^/]*)$/, 'membership-$1'));
+	const memory = memoryAt(keptPath(statePath(config.pinRoot, deps.runDir), 'membership'));
 	const source = await openDockerSource(
 		{
 			engine,

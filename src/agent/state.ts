@@ -32,6 +32,11 @@ export function statePath(pinRoot: string, runDir = '/run/beeline'): string {
 	return join(runDir, `state-${createHash('sha256').update(pinRoot).digest('hex').slice(0, 16)}.json`);
 }
 
+/** What a source remembers for a start without its server, beside the state. */
+export function keptPath(stateFile: string, source: 'membership' | 'etcd'): string {
+	return stateFile.replace(/state-([^/]*)$/, `${source}-$1`);
+}
+
 export function readState(path: string): AgentState {
 	try {
 		const s = JSON.parse(readFileSync(path, 'utf8')) as Partial<AgentState>;
@@ -55,5 +60,5 @@ export function writeState(path: string, state: AgentState): void {
 }
 
 export function removeState(path: string): void {
-	rmSync(path, { force: true });
+	for (const file of [path, keptPath(path, 'membership'), keptPath(path, 'etcd')]) rmSync(file, { force: true });
 }

@@ -163,6 +163,7 @@ export function nodes(
 	mesh: Mesh | undefined,
 	local: Local | undefined,
 	peers: ReadonlyMap<string, PeerView>,
+	revisionOf: (name: string) => number | undefined = () => undefined,
 ): NodeView[] {
 	if (mesh === undefined) return [];
 	const count = new Map<string, number>();
@@ -189,6 +190,7 @@ export function nodes(
 				digest: peer === undefined || peer.digest === null ? null : digestText(peer.digest),
 				digestDiffers: peer?.digestDiffers ?? false,
 				backends: count.get(n.name) ?? 0,
+				revision: revisionOf(n.name) ?? null,
 			};
 		});
 }
@@ -198,6 +200,7 @@ export function services(
 	e: Entries | undefined,
 	local: Local | undefined,
 	moving: ReadonlyMap<string, number>,
+	revisionOf: (name: string) => number | undefined = () => undefined,
 ): ServiceView[] {
 	return [...(mesh?.services.values() ?? [])]
 		.filter((s) => s.spec !== undefined)
@@ -239,6 +242,7 @@ export function services(
 						},
 					};
 				}),
+				revision: revisionOf(s.name) ?? null,
 			};
 		});
 }
@@ -394,7 +398,12 @@ export function config(c: Config, local: Local | undefined, trace: boolean): Con
 	return {
 		node: { name: c.node.name, address: local?.facts.vtep ?? c.node.address ?? '' },
 		uplinks: local === undefined ? [...(c.uplinks ?? [])] : local.uplinks.map((u) => u.link.name),
-		membership: { source: c.membership.source, file: c.membership.source === 'file' ? c.membership.file : null },
+		membership: {
+			source: c.membership.source,
+			file: c.membership.source === 'file' ? c.membership.file : null,
+			endpoints: c.membership.endpoints === undefined ? null : [...c.membership.endpoints],
+			prefix: c.membership.prefix ?? null,
+		},
 		http: {
 			listen: c.http.listen.map((l) => (l.host.includes(':') ? `[${l.host}]:${l.port}` : `${l.host}:${l.port}`)),
 			socket: c.http.socket,
@@ -412,7 +421,12 @@ export function metricsSnapshot(
 	mesh: Mesh,
 	local: Local | undefined,
 	peers: ReadonlyMap<string, PeerView>,
-	counts: { readonly flows: ReadonlyMap<string, number>; readonly moving: ReadonlyMap<string, number> },
+	counts: {
+		readonly flows: ReadonlyMap<string, number>;
+		readonly moving: ReadonlyMap<string, number>;
+		/** Of the source: labels and documents. */
+		readonly problems: number;
+	},
 ): MetricsSnapshot {
 	const frontends: MetricsSnapshot['frontends'][number][] = [];
 	const rows: MetricsSnapshot['backends'][number][] = [];
@@ -437,7 +451,7 @@ export function metricsSnapshot(
 		nodes: nodes(mesh, local, peers)
 			.filter((n) => !n.self)
 			.map((n) => ({ name: n.name, reachable: n.reachable === true })),
-		refused: (local?.refusedPorts.length ?? 0) + (local?.refused.length ?? 0),
+		refused: (local?.refusedPorts.length ?? 0) + (local?.refused.length ?? 0) + counts.problems,
 	};
 }
 

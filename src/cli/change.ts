@@ -1,4 +1,4 @@
-/** Verbs that change something: drain, undrain, config set, service create|update|rm, node add|rm. */
+/** Verbs that change something: drain, undrain, config set, service create|update|scale|rm, node add|rm. */
 import { BeelineError } from '../errors.js';
 import type { BackendView, NodeView } from '../http/schemas.js';
 import type { Client } from './client.js';
@@ -60,12 +60,6 @@ function options(list: readonly string[]): Record<string, unknown> {
 	return out;
 }
 
-export async function serviceUpdate(client: Client, name: string, list: readonly string[]): Promise<void> {
-	if (list.length === 0) throw new BeelineError('NO_OPTION', 'service update: give at least one --option NAME=VALUE');
-	await client.send('PATCH', at('/v1/services', name), { options: options(list) });
-	print(name);
-}
-
 /** `8080:80`, `8080:80/udp`, `published=8080,target=80,protocol=udp` (Docker's grammar). */
 export function parsePublish(text: string): { published: number; target: number; protocol: string } {
 	const short = /^(\d+):(\d+)(?:\/(\w+))?$/.exec(text);
@@ -74,9 +68,31 @@ export function parsePublish(text: string): { published: number; target: number;
 	const published = Number(fields.get('published'));
 	const target = Number(fields.get('target'));
 	if (!Number.isInteger(published) || !Number.isInteger(target)) {
-		throw new BeelineError('BAD_PUBLISH', `--publish ${text}: expected PUBLISHED:TARGET[/PROTOCOL]`);
+		throw new BeelineError(
+			'BAD_PUBLISH',
+			`--publish ${text}: expected PUBLISHED:TARGET[/PROTOCOL] or published=PUBLISHED,target=TARGET[,protocol=PROTOCOL]`,
+		);
 	}
+	const unknown = [...fields.keys()].find((f) => !['published', 'target', 'protocol', 'mode'].includes(f));
+	if (unknown !== undefined)
+		throw new BeelineError('BAD_PUBLISH', `--publish ${text}: ${unknown} is none of published, target, protocol`);
+	if ((fields.get('mode') ?? 'ingress') !== 'ingress')
+		throw new BeelineError('BAD_PUBLISH', `--publish ${text}: every port is published on all nodes: leave mode out`);
 	return { published, target, protocol: fields.get('protocol') ?? 'tcp' };
+}
+
+/** What `--publish-rm` names: a target port (Docker's grammar), or a port as `--publish` writes it. */
+export function parseUnpublish(text: string): { published?: number; target?: number; protocol?: string } {
+	const short = /^(\d+)(?:\/(\w+))?$/.exec(text);
+	if (short !== null) return { target: Number(short[1]), ...(short[2] === undefined ? {} : { protocol: short[2] }) };
+	const fields = new Map(text.split(',').map((f) => f.split('=', 2) as [string, string]));
+	const [published, target, protocol] = ['published', 'target', 'protocol'].map((f) => fields.get(f));
+	if (published === undefined && target === undefined) return parsePublish(text);
+	return {
+		...(published === undefined ? {} : { published: Number(published) }),
+		...(target === undefined ? {} : { target: Number(target) }),
+		...(protocol === undefined ? {} : { protocol }),
+	};
 }
 
 /** `node1`, `node1=172.18.0.2`, `node1=172.18.0.2,fd00::2`, each with `*WEIGHT` behind it. */
@@ -105,9 +121,62 @@ export async function serviceCreate(
 	print(name);
 }
 
-export async function serviceRemove(client: Client, name: string): Promise<void> {
-	await client.send('DELETE', at('/v1/services', name));
+export interface ServiceUpdate {
+	readonly option: readonly string[];
+	readonly publishAdd: readonly string[];
+	readonly publishRm: readonly string[];
+	readonly backendAdd: readonly string[];
+	readonly backendRm: readonly string[];
+	readonly replicas?: number;
+}
+
+export async function serviceUpdate(client: Client, name: string, o: ServiceUpdate): Promise<void> {
+	const lists = (add: readonly unknown[], remove: readonly unknown[]) =>
+		add.length + remove.length === 0
+			? undefined
+			: { ...(add.length > 0 ? { add } : {}), ...(remove.length > 0 ? { remove } : {}) };
+	const ports = lists(o.publishAdd.map(parsePublish), o.publishRm.map(parseUnpublish));
+	const backends = lists(
+		o.backendAdd.map(parseBackend),
+		o.backendRm.map((b) => {
+			const { weight: _weight, ...place } = parseBackend(b);
+			return place;
+		}),
+	);
+	const patch = {
+		...(o.option.length === 0 ? {} : { options: options(o.option) }),
+		...(ports === undefined ? {} : { ports }),
+		...(backends === undefined ? {} : { backends }),
+		...(o.replicas === undefined ? {} : { replicas: o.replicas }),
+	};
+	if (Object.keys(patch).length === 0)
+		throw new BeelineError(
+			'NO_OPTION',
+			'service update: give at least one of --option, --publish-add, --publish-rm, --backend-add, --backend-rm, --replicas',
+		);
+	await client.send('PATCH', at('/v1/services', name), patch);
 	print(name);
+}
+
+/** `web=3` of each: how many of its backends take new flows. */
+export async function serviceScale(client: Client, list: readonly string[]): Promise<void> {
+	const wanted = list.map((text) => {
+		const m = /^(.+)=(\d+)$/.exec(text);
+		if (m === null)
+			throw new BeelineError('BAD_SCALE', `service scale ${text}: expected SERVICE=BACKENDS such as web=3`);
+		return { name: m[1] as string, replicas: Number(m[2]) };
+	});
+	for (const { name, replicas } of wanted) {
+		await client.send('PATCH', at('/v1/services', name), { replicas });
+		print(`${name} scaled to ${replicas}`);
+	}
+}
+
+export async function serviceRemove(client: Client, names: readonly string[]): Promise<void> {
+	for (const name of names) {
+		await client.send('DELETE', at('/v1/services', name));
+		print(name);
+	}
 }
 
 export async function nodeAdd(client: Client, name: string, address: string): Promise<void> {
@@ -115,7 +184,9 @@ export async function nodeAdd(client: Client, name: string, address: string): Pr
 	print(name);
 }
 
-export async function nodeRemove(client: Client, name: string): Promise<void> {
-	await client.send('DELETE', at('/v1/nodes', name));
-	print(name);
+export async function nodeRemove(client: Client, names: readonly string[]): Promise<void> {
+	for (const name of names) {
+		await client.send('DELETE', at('/v1/nodes', name));
+		print(name);
+	}
 }

@@ -7,8 +7,11 @@ import { run } from '../agent/exec.js';
 import { chooseUplinks, globalAddresses, readLinks } from '../agent/links.js';
 import { parseFeatures } from '../agent/offloads.js';
 import { defaultDevices } from '../agent/routes.js';
+import { etcdOptions } from '../agent/source.js';
 import { loadConfig } from '../config.js';
-import { BeelineError, sentence } from '../errors.js';
+import { BeelineError, codeOf, sentence } from '../errors.js';
+import type { EtcdSourceOptions } from '../mesh/sources/etcd.js';
+import { createEtcd, type Etcd, endOf } from '../mesh/sources/etcd-client.js';
 import { type Format, print, table } from './output.js';
 import { sources } from './places.js';
 
@@ -39,6 +42,34 @@ function udpPortFree(port: number): Promise<boolean> {
 	});
 }
 
+/** Each endpoint by itself: one of three that is away is no error, and one that refuses this node is. */
+async function askEtcd(
+	options: EtcdSourceOptions,
+	add: (level: Finding['level'], what: string, finding: string, advice?: string) => void,
+): Promise<void> {
+	const failed: { readonly endpoint: string; readonly error: unknown }[] = [];
+	for (const endpoint of options.endpoints) {
+		let etcd: Etcd | undefined;
+		try {
+			etcd = createEtcd({ ...options, endpoints: [endpoint], timeoutMs: 2000 });
+			const nodes = `${options.prefix}/nodes/`;
+			const { kvs } = await etcd.range({ key: nodes, end: endOf(nodes), keysOnly: true });
+			add('ok', `etcd ${endpoint}`, `${kvs.length} nodes under ${nodes}`);
+			for (const p of etcd.problems()) add('warning', `etcd ${endpoint}`, p);
+		} catch (error) {
+			failed.push({ endpoint, error });
+		} finally {
+			etcd?.close();
+		}
+	}
+	for (const { endpoint, error } of failed) {
+		const away = codeOf(error) === 'ETCD_AWAY';
+		const level = away && failed.length < options.endpoints.length ? 'warning' : 'error';
+		const advice = away ? 'start it, or mend the way to it; until then the last known state stays' : '';
+		add(level, `etcd ${endpoint}`, sentence(error), advice);
+	}
+}
+
 export async function doctor(o: { readonly config?: string; readonly format: Format }): Promise<void> {
 	const found: Finding[] = [];
 	const add = (level: Finding['level'], what: string, finding: string, advice = '') =>
@@ -52,6 +83,8 @@ export async function doctor(o: { readonly config?: string; readonly format: For
 			add('error', 'configuration', sentence(e));
 		}
 	}
+
+	if (config?.membership.source === 'etcd') await askEtcd(etcdOptions(config), add);
 
 	const release = sysctl('kernel/osrelease') ?? '?';
 	const [major, minor] = release.split('.').map(Number) as [number, number];

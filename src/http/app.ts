@@ -39,6 +39,7 @@ const changing = {
 	409: failure('Refused: detail says where to do it'),
 	412: failure('If-Match is stale'),
 	422: failure('Invalid: field names the value'),
+	503: failure('etcd does not answer, or the change is written and not in force yet'),
 };
 const bodied = {
 	...changing,
@@ -89,7 +90,8 @@ function tagged<T>(c: Context, body: T): T {
 	return body;
 }
 
-function checkIfMatch(c: Context, current: unknown): void {
+/** @returns whether the change is to hold only for the resource as it is now */
+function checkIfMatch(c: Context, current: unknown): boolean {
 	const header = c.req.header('if-match');
 	if (header !== undefined && !matches(header, etagOf(current), false)) {
 		throw new HttpProblem({
@@ -98,6 +100,7 @@ function checkIfMatch(c: Context, current: unknown): void {
 			detail: 'the resource changed since it was read: read it again and repeat the change',
 		});
 	}
+	return header !== undefined && header.trim() !== '*';
 }
 
 function find<T>(list: readonly T[], what: string, name: string, is: (item: T) => boolean): T {
@@ -254,7 +257,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			createRoute({
 				method: 'post',
 				path: '/v1/nodes',
-				summary: 'Add a node to this agent’s mesh file (file source)',
+				summary: 'Add a node to etcd, or to this agent’s mesh file',
 				security: bearer,
 				request: { body: json(s.NodeCreate) },
 				responses: {
@@ -275,7 +278,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			createRoute({
 				method: 'delete',
 				path: '/v1/nodes/{name}',
-				summary: 'Remove a node from this agent’s mesh file (file source)',
+				summary: 'Remove a node from etcd, or from this agent’s mesh file',
 				security: bearer,
 				request: { params: named, headers: ifMatch },
 				responses: { 204: { description: 'Removed' }, ...changing },
@@ -283,8 +286,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 		),
 		async (c) => {
 			const { name } = c.req.valid('param');
-			checkIfMatch(c, node(name));
-			await api.removeNode(name);
+			await api.removeNode(name, checkIfMatch(c, node(name)));
 			return c.body(null, 204);
 		},
 	);
@@ -320,7 +322,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			createRoute({
 				method: 'patch',
 				path: '/v1/services/{name}',
-				summary: 'Change options of a service',
+				summary: 'Change options, published ports, backends or replicas of a service',
 				security: bearer,
 				request: { params: named, headers: ifMatch, body: json(s.ServicePatch) },
 				responses: { ...ok(s.Service, 'The service as it is now'), ...bodied },
@@ -328,8 +330,8 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 		),
 		async (c) => {
 			const { name } = c.req.valid('param');
-			checkIfMatch(c, service(name));
-			await api.patchService(name, c.req.valid('json').options);
+			const exact = checkIfMatch(c, service(name));
+			await api.patchService(name, c.req.valid('json'), exact);
 			return c.json(tagged(c, service(name)), 200);
 		},
 	);
@@ -338,7 +340,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			createRoute({
 				method: 'post',
 				path: '/v1/services',
-				summary: 'Create a service (file source, one node)',
+				summary: 'Create a service (etcd, or a mesh file of one node)',
 				security: bearer,
 				request: { body: json(s.ServiceCreate) },
 				responses: {
@@ -359,7 +361,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			createRoute({
 				method: 'delete',
 				path: '/v1/services/{name}',
-				summary: 'Remove a service (file source, one node)',
+				summary: 'Remove a service (etcd, or a mesh file of one node)',
 				security: bearer,
 				request: { params: named, headers: ifMatch },
 				responses: { 204: { description: 'Removed' }, ...changing },
@@ -367,8 +369,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 		),
 		async (c) => {
 			const { name } = c.req.valid('param');
-			checkIfMatch(c, service(name));
-			await api.removeService(name);
+			await api.removeService(name, checkIfMatch(c, service(name)));
 			return c.body(null, 204);
 		},
 	);
@@ -520,8 +521,8 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			),
 			async (c) => {
 				const { id } = c.req.valid('param');
-				checkIfMatch(c, backend(id));
-				await (verb === 'drain' ? api.drainBackend(id) : api.undrainBackend(id));
+				const exact = checkIfMatch(c, backend(id));
+				await (verb === 'drain' ? api.drainBackend(id, exact) : api.undrainBackend(id, exact));
 				return c.json(tagged(c, backend(id)), 200);
 			},
 		);
@@ -538,8 +539,8 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			),
 			async (c) => {
 				const { name } = c.req.valid('param');
-				checkIfMatch(c, node(name));
-				await (verb === 'drain' ? api.drainNode(name) : api.undrainNode(name));
+				const exact = checkIfMatch(c, node(name));
+				await (verb === 'drain' ? api.drainNode(name, exact) : api.undrainNode(name, exact));
 				return c.json(tagged(c, node(name)), 200);
 			},
 		);

@@ -164,6 +164,11 @@ export const Node = z
 		digest: z.string().nullable().describe('Of its tables, as it last said'),
 		digestDiffers: z.boolean().describe('From this node’s, for more than a few seconds'),
 		backends: z.number().int(),
+		revision: z
+			.number()
+			.int()
+			.nullable()
+			.describe('Of its document in etcd (mod_revision); null where the source has none'),
 	})
 	.openapi('Node', {
 		example: {
@@ -179,6 +184,7 @@ export const Node = z
 			digest: '8d3f1c2ab4e59077',
 			digestDiffers: false,
 			backends: 3,
+			revision: null,
 		},
 	});
 export const NodeCreate = z
@@ -207,6 +213,7 @@ export const Nodes = z.object({ nodes: z.array(Node) }).openapi('Nodes', {
 				digest: '8d3f1c2ab4e59077',
 				digestDiffers: false,
 				backends: 3,
+				revision: null,
 			},
 		],
 	},
@@ -270,8 +277,39 @@ export const ServiceOptionsPatch = z
 	})
 	.openapi('ServiceOptionsPatch', { example: { returnPath: 'tunnel', drainTimeout: '30s' } });
 
+const backendPlace = {
+	node: z.string().min(1),
+	address: z.string().optional(),
+	addresses: z.array(z.string()).max(2).optional(),
+};
+const BackendCreate = z.strictObject({ ...backendPlace, weight: z.number().int().min(0).max(1000).optional() });
+
 export const ServicePatch = z
-	.strictObject({ options: ServiceOptionsPatch })
+	.strictObject({
+		options: ServiceOptionsPatch.optional(),
+		ports: z
+			.strictObject({
+				add: z.array(PublishedPort).optional().describe('One that is published already takes the new target'),
+				remove: z
+					.array(z.strictObject({ published: port.optional(), target: port.optional(), protocol: protocol.optional() }))
+					.optional()
+					.describe('Those that agree with everything that is named'),
+			})
+			.optional(),
+		backends: z
+			.strictObject({
+				add: z.array(BackendCreate).optional().describe('One that is there already takes the new weight'),
+				remove: z.array(z.strictObject(backendPlace)).optional(),
+			})
+			.optional(),
+		replicas: z
+			.number()
+			.int()
+			.min(0)
+			.optional()
+			.describe('How many backends take new flows; the last of the list are drained. 409 where there are not so many'),
+	})
+	.refine((p) => Object.values(p).some((v) => v !== undefined), 'expected options, ports, backends or replicas')
 	.openapi('ServicePatch', { example: { options: { returnPath: 'tunnel', drainTimeout: '30s' } } });
 
 export const Service = z
@@ -309,6 +347,11 @@ export const Service = z
 				}),
 			)
 			.describe('Addresses inside overlay networks that lead tasks of the same network to this service’s'),
+		revision: z
+			.number()
+			.int()
+			.nullable()
+			.describe('Of its document in etcd (mod_revision); null where the source has none'),
 	})
 	.openapi('Service', {
 		example: {
@@ -325,6 +368,7 @@ export const Service = z
 					tasks: { total: 5, active: 5, draining: 0, down: 0 },
 				},
 			],
+			revision: null,
 		},
 	});
 export const Services = z.object({ services: z.array(Service) }).openapi('Services', {
@@ -344,6 +388,7 @@ export const Services = z.object({ services: z.array(Service) }).openapi('Servic
 						tasks: { total: 5, active: 5, draining: 0, down: 0 },
 					},
 				],
+				revision: null,
 			},
 		],
 	},
@@ -358,16 +403,7 @@ export const ServiceCreate = z
 			.regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'expected letters, digits, _ . or -, beginning with a letter or digit'),
 		ports: z.array(PublishedPort).min(1),
 		options: ServiceOptionsPatch.optional(),
-		backends: z
-			.array(
-				z.strictObject({
-					node: z.string().min(1),
-					address: z.string().optional(),
-					addresses: z.array(z.string()).max(2).optional(),
-					weight: z.number().int().min(0).max(1000).optional(),
-				}),
-			)
-			.default([]),
+		backends: z.array(BackendCreate).default([]),
 	})
 	.openapi('ServiceCreate', {
 		example: {
@@ -504,7 +540,12 @@ export const Config = z
 	.object({
 		node: z.object({ name: z.string(), address: z.string() }),
 		uplinks: z.array(z.string()),
-		membership: z.object({ source: z.string(), file: z.string().nullable() }),
+		membership: z.object({
+			source: z.string(),
+			file: z.string().nullable(),
+			endpoints: z.array(z.string()).nullable().describe('etcd'),
+			prefix: z.string().nullable().describe('etcd'),
+		}),
 		http: z.object({ listen: z.array(z.string()), socket: z.string(), tokenFile: z.string().nullable() }),
 		datapath: z.object({
 			xdp: z.enum(['auto', 'native', 'generic']),
@@ -525,7 +566,7 @@ export const Config = z
 		example: {
 			node: { name: 'node1', address: '192.168.78.1' },
 			uplinks: ['eth0'],
-			membership: { source: 'file', file: '/etc/beeline/mesh.yaml' },
+			membership: { source: 'file', file: '/etc/beeline/mesh.yaml', endpoints: null, prefix: null },
 			http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock', tokenFile: '/etc/beeline/token' },
 			datapath: {
 				xdp: 'auto',
@@ -738,6 +779,7 @@ export type ConfigView = z.infer<typeof Config>;
 export type ConfigPatchBody = z.infer<typeof ConfigPatch>;
 export type ServiceOptionsView = z.infer<typeof ServiceOptions>;
 export type ServiceOptionsPatchBody = z.infer<typeof ServiceOptionsPatch>;
+export type ServicePatchBody = z.infer<typeof ServicePatch>;
 export type ServiceCreateBody = z.infer<typeof ServiceCreate>;
 export type VerdictEventBody = z.infer<typeof VerdictEvent>;
 export type ReconcileEventBody = z.infer<typeof ReconcileEvent>;

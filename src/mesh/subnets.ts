@@ -85,3 +85,33 @@ export function freeAddress(n: NetworkSpec, slice: string, taken: ReadonlySet<st
 	}
 	return undefined;
 }
+
+/** Whether an address of the subnet may be an endpoint's: not its own, its broadcast address or the gateway. */
+export function isForEndpoints(n: NetworkSpec, address: string): boolean {
+	const [low, high] = range4(n.subnet);
+	const a = number4(address);
+	return a > low && a < high && address !== gatewayOf(n);
+}
+
+/**
+ * A free address of the whole network from a random place on: nodes that ask at once seldom get the same. undefined: all are
+ * taken. @param random whole number from 0 (inclusive) to its argument (exclusive)
+ */
+export function randomFreeAddress(
+	n: NetworkSpec,
+	isTaken: (address: string) => boolean,
+	random: (below: number) => number,
+): string | undefined {
+	const [low, high] = range4(n.subnet);
+	const [rangeLow, rangeHigh] = n.ipRange === undefined ? [low, high] : range4(n.ipRange);
+	const first = Math.max(low + 1, rangeLow);
+	const count = Math.min(high - 1, rangeHigh) - first + 1;
+	if (count <= 0) return undefined;
+	const gateway = gatewayOf(n);
+	const start = random(count);
+	for (let i = 0; i < count; i++) {
+		const address = text4(first + ((start + i) % count));
+		if (address !== gateway && !isTaken(address)) return address;
+	}
+	return undefined;
+}

@@ -130,7 +130,7 @@ export const METRICS = {
 	invalid: {
 		name: 'beeline_refused',
 		type: 'gauge',
-		help: 'Ports, uplinks and labels that are refused (GET /v1/status says why)',
+		help: 'Ports, uplinks, labels and documents in etcd that are refused (GET /v1/status says why)',
 		unit: 'entries',
 		labels: [],
 	},

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import type { z } from '@hono/zod-openapi';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
+import { AgentError } from '../../src/agent/api.js';
 import { createApp } from '../../src/http/app.js';
 import { type Peer, tokenFile } from '../../src/http/guard.js';
 import { listen } from '../../src/http/listen.js';
@@ -182,6 +183,10 @@ test('bodies: malformed is 400, not JSON 415, over 1 MiB 413, invalid 422 with t
 		['PATCH', '/v1/services/web', { options: { tableSize: 1000 } }, 'options.tableSize'],
 		['PATCH', '/v1/services/web', { options: { drainTimeout: 'soon' } }, 'options.drainTimeout'],
 		['PATCH', '/v1/services/web', { options: { colour: 'red' } }, 'options.colour'],
+		['PATCH', '/v1/services/web', {}, ''],
+		['PATCH', '/v1/services/web', { replicas: -1 }, 'replicas'],
+		['PATCH', '/v1/services/web', { ports: { add: [{ published: 0, target: 80 }] } }, 'ports.add.0.published'],
+		['PATCH', '/v1/services/web', { backends: { remove: [{}] } }, 'backends.remove.0.node'],
 		['POST', '/v1/services', { name: 'x', ports: [{ published: 0, target: 80 }] }, 'ports.0.published'],
 		['POST', '/v1/services', { name: 'x', ports: [{ published: 80, target: 70000 }] }, 'ports.0.target'],
 		['POST', '/v1/services', { name: 'x', ports: [] }, 'ports'],
@@ -237,6 +242,25 @@ test('entity tags: 304 for what is known, 412 for a stale change, and a changed 
 	await isProblem(await ask(UNIX, 'DELETE', '/v1/services/web', undefined, { 'if-match': first }), 412, 'STALE');
 	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', { trace: true }, { 'if-match': '"x"' }), 412, 'STALE');
 	assert.is((await ask(UNIX, 'PATCH', '/v1/config', { trace: true }, { 'if-match': '*' })).status, 200);
+});
+
+test('If-Match reaches the source, which may know of a change that the agent does not see yet', async () => {
+	const { ask, api } = setUp();
+	const asked: unknown[] = [];
+	api.patchService = async (_name, patch, exact) => {
+		asked.push([patch, exact]);
+		if (exact === true) throw new AgentError(412, 'STALE', 'service web changed since it was read');
+	};
+	const change = { ports: { add: [{ published: 81, target: 81, protocol: 'udp' }] }, replicas: 2 };
+	const tag = (await ask(UNIX, 'GET', '/v1/services/web')).headers.get('etag')!;
+	assert.is((await ask(UNIX, 'PATCH', '/v1/services/web', change)).status, 200);
+	assert.is((await ask(UNIX, 'PATCH', '/v1/services/web', change, { 'if-match': '*' })).status, 200);
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/services/web', change, { 'if-match': tag }), 412, 'STALE');
+	assert.equal(asked, [
+		[change, false],
+		[change, false],
+		[change, true],
+	]);
 });
 
 test('who may: unix all; loopback reads; the token changes; beyond loopback nothing without it', async () => {

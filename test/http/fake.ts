@@ -58,6 +58,7 @@ export function fakeAgent(): FakeAgent {
 			backends: { total: 2, active: 2, draining: 0, down: 0 },
 			slotsInTransition: 12,
 			vips: [],
+			revision: 41,
 		},
 	];
 	const backends: BackendView[] = [
@@ -104,6 +105,7 @@ export function fakeAgent(): FakeAgent {
 			digest: null,
 			digestDiffers: false,
 			backends: 1,
+			revision: 40,
 		},
 		{
 			name: 'node2',
@@ -118,12 +120,13 @@ export function fakeAgent(): FakeAgent {
 			digest: 'ffffffffffffffff',
 			digestDiffers: true,
 			backends: 1,
+			revision: 40,
 		},
 	];
 	let config: ConfigView = {
 		node: { name: 'node1', address: '192.168.78.1' },
 		uplinks: ['eth0'],
-		membership: { source: 'file', file: 'mesh.yaml' },
+		membership: { source: 'file', file: 'mesh.yaml', endpoints: null, prefix: null },
 		http: { listen: ['127.0.0.1:7980'], socket: '/run/beeline/beeline.sock', tokenFile: null },
 		pinRoot: '/sys/fs/bpf/beeline',
 		datapath: {
@@ -236,7 +239,7 @@ export function fakeAgent(): FakeAgent {
 			nodes[nodes.findIndex((n) => n.name === name)] = { ...nodes.find((n) => n.name === name)!, state: 'active' };
 		},
 		async patchService(name, patch) {
-			services = services.map((s) => (s.name === name ? { ...s, options: { ...s.options, ...patch } } : s));
+			services = services.map((s) => (s.name === name ? { ...s, options: { ...s.options, ...patch.options } } : s));
 		},
 		async createService(body) {
 			if (body.name === 'elsewhere') {
@@ -251,6 +254,7 @@ export function fakeAgent(): FakeAgent {
 					backends: { total: 0, active: 0, draining: 0, down: 0 },
 					slotsInTransition: 0,
 					vips: [],
+					revision: null,
 				},
 			];
 		},

@@ -17,6 +17,7 @@ import { BeelineError } from '../../src/errors.js';
 import { formatDuration, parseDuration, parsePrefix, parseSize } from '../../src/mesh/sources/document.js';
 import {
 	addNode,
+	changeService,
 	createService,
 	openFileSource,
 	parseMembership,
@@ -496,6 +497,54 @@ test('beeline.yaml: defaults', () => {
 	});
 });
 
+test(
+	'ports, backends and replicas are changed in the file, and its comments stay',
+	inDirectory((path) => {
+		const file = path('mesh.yaml');
+		const text = [
+			'nodes: [ { name: node1, address: 10.0.0.1 } ]',
+			'services:',
+			'  - name: web',
+			'    ports:',
+			'      - { published: 8080, target: 80 } # the old one',
+			'    backends:',
+			'      - { node: node1, address: 172.18.0.2 } # first rack',
+			'      - { node: node1, address: 172.18.0.3 } # second rack',
+			'',
+		];
+		writeFileSync(file, text.join('\n'));
+		changeService(file, 'web', {
+			ports: { add: [{ published: 8443, target: 443, protocol: 'tcp' }] },
+			backends: { remove: [{ node: 'node1', address: '172.18.0.2' }], add: [{ node: 'node1', weight: 2 }] },
+		});
+		assert.is(
+			readFileSync(file, 'utf8'),
+			[
+				...text.slice(0, 5),
+				'      - { published: 8443, target: 443, protocol: tcp }',
+				text[5],
+				text[7],
+				'      - { node: node1, weight: 2 }',
+				'',
+			].join('\n'),
+		);
+		const m = changeService(file, 'web', { replicas: 1 });
+		assert.equal(
+			m.services[0].tasks.map((t) => t.state),
+			['active', 'draining'],
+		);
+		assert.match(
+			refusal(() => changeService(file, 'web', { replicas: 3 })).message,
+			/has 2 backends, and Beeline starts no/,
+		);
+		writeFileSync(file, MESH);
+		assert.match(
+			refusal(() => changeService(file, 'web', { ports: { remove: [{ target: 80 }] } })).message,
+			/this agent can write only its own copy/,
+		);
+	}),
+);
+
 for (const [what, text, message] of [
 	[
 		'an unknown key',
@@ -512,6 +561,46 @@ for (const [what, text, message] of [
 		'an unknown source',
 		'membership: { source: consul }',
 		'b.yaml:1:23: membership.source is "consul": expected file, docker or etcd',
+	],
+	[
+		'etcd without addresses',
+		'membership: { source: etcd }',
+		'b.yaml:1:1: membership.endpoints is missing: expected addresses of etcd such as [http://10.0.0.1:2379]',
+	],
+	[
+		'an address of etcd with a path',
+		'membership: { source: etcd, endpoints: ["http://10.0.0.1:2379/v3"] }',
+		'b.yaml:1:41: membership.endpoints[0] is "http://10.0.0.1:2379/v3": expected an address of etcd such as http://10.0.0.1:2379 or https://etcd1:2379',
+	],
+	[
+		'a prefix with a slash behind it',
+		'membership: { source: etcd, endpoints: ["http://10.0.0.1:2379"], prefix: /beeline/ }',
+		'b.yaml:1:74: membership.prefix is "/beeline/": expected a path such as /beeline, without / at its end',
+	],
+	[
+		'certificates of TLS where there is none',
+		'membership: { source: etcd, endpoints: ["http://10.0.0.1:2379"], ca: ca.pem }',
+		'b.yaml:1:66: membership.ca is for TLS, and no endpoint begins with https://: expected https:// there',
+	],
+	[
+		'a certificate without its key',
+		'membership: { source: etcd, endpoints: ["https://10.0.0.1:2379"], cert: c.pem }',
+		'b.yaml:1:67: membership.cert stands alone: expected both cert and key, or none',
+	],
+	[
+		'a user without a password',
+		'membership: { source: etcd, endpoints: ["http://10.0.0.1:2379"], user: beeline }',
+		'b.yaml:1:66: membership.user stands alone: expected both user and passwordFile, or none',
+	],
+	[
+		'a key of etcd with another source',
+		'membership: { source: file, endpoints: ["http://10.0.0.1:2379"] }',
+		'b.yaml:1:29: membership.endpoints is of source etcd, and source is file: expected source: etcd, or no such key',
+	],
+	[
+		'a key of another source with etcd',
+		'membership: { source: etcd, endpoints: ["http://10.0.0.1:2379"], file: mesh.yaml }',
+		'b.yaml:1:66: membership.file is not of source etcd: expected no such key',
 	],
 	[
 		'a bad address to listen on',

@@ -21,7 +21,7 @@ import { z } from 'zod';
 import { BeelineError, codeOf } from '../../errors.js';
 import { backendKey, idOf } from '../keys.js';
 import { contains, equalSlices, gatewayOf } from '../subnets.js';
-import type { Membership, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
+import type { Membership, NetworkSpec, NodeSpec, PublishedPort, ServiceOptions, ServiceSpec, Task } from '../types.js';
 import {
 	address,
 	address4,
@@ -47,6 +47,7 @@ import {
 } from './document.js';
 import { checkNetwork, networkSchema, toNetwork } from './network.js';
 import { type Items, parseItem, splitItems, splitPlain } from './plain.js';
+import { changeService as changeServiceDocument, type ServiceChange, type ServiceDocument } from './service-change.js';
 
 const tableSize = value('auto or a power of two from 1024 to 131072', (x) =>
 	x === 'auto' || (typeof x === 'number' && x >= 1024 && x <= 131072 && Number.isInteger(x) && (x & (x - 1)) === 0)
@@ -318,6 +319,53 @@ function membershipOf(source: Source): Membership {
 	const problems = [...crossCheck(result.data), ...checkOnNetworks(result.data)];
 	if (problems.length > 0) throw refuse(source, problems);
 	return toMembership(result.data);
+}
+
+const parsed = <T extends z.ZodType>(schema: T, source: Source, data: unknown): z.output<T> => {
+	const result = check(schema, data);
+	if (!result.data) throw refuse(source, result.problems);
+	return result.data as z.output<T>;
+};
+
+/** One item of `nodes:`, for sources that keep each as a document of its own. @throws BeelineError INVALID_CONFIG */
+export function parseNode(source: Source, data: unknown): NodeSpec {
+	const n = parsed(nodeSchema, source, data);
+	return { name: n.name, address: n.address, drained: n.drain };
+}
+
+/** One item of `services:`; whether its nodes exist and its ports are free is not asked. @throws BeelineError INVALID_CONFIG */
+export function parseService(source: Source, data: unknown): ServiceSpec {
+	const s = parsed(serviceSchema, source, data);
+	const nodes = [...new Set(s.backends.map((b) => b.node))].map((name, i) => ({
+		name,
+		address: `10.${(i >> 16) & 255}.${(i >> 8) & 255}.${i & 255}`,
+		drain: false,
+	}));
+	const problems = crossCheck({ nodes, services: [s], networks: [] });
+	if (problems.length > 0)
+		throw refuse(
+			source,
+			problems.map((p) => ({ ...p, path: p.path.slice(2) })),
+		);
+	return {
+		name: s.name,
+		ports: s.ports,
+		options: toOptions(s.options),
+		tasks: s.backends.map(toTask),
+		...onNetworks(s),
+	};
+}
+
+/** One item of `networks:`; whether its nodes exist is not asked. @throws BeelineError INVALID_CONFIG */
+export function parseNetwork(source: Source, data: unknown): NetworkSpec {
+	const n = parsed(networkSchema, source, data);
+	const named = [...n.endpoints.map((e) => e.node), ...Object.keys(n.slices ?? {})];
+	const problems = checkNetwork(
+		n,
+		named.map((name) => ({ name })),
+	);
+	if (problems.length > 0) throw refuse(source, problems);
+	return toNetwork(n);
 }
 
 /** The bytes of a file, of which the reading of a change needs few at a time. */
@@ -900,6 +948,74 @@ function edit(file: string, change: (doc: Document, membership: Membership) => v
 	return after;
 }
 
+/** @throws BeelineError INVALID_CONFIG with `field` */
+function checkOptions(options: Readonly<Record<string, unknown>>): void {
+	const set = Object.fromEntries(Object.entries(options).filter(([, v]) => v !== null && v !== undefined));
+	const result = check(optionsSchema, set);
+	if (!result.data)
+		throw refuse(
+			{ ...parseSource('', ''), file: '' },
+			result.problems.map((p) => ({ ...p, path: ['options', ...p.path] })),
+		);
+}
+
+/** Makes a list what it shall be; items that stay the same objects are not touched. */
+function setItems(
+	doc: Document,
+	item: YAMLMap,
+	key: string,
+	before: readonly unknown[],
+	after: readonly unknown[],
+): void {
+	let list: unknown = item.get(key, true);
+	if (!isSeq(list)) {
+		const made = doc.createNode([]) as YAMLSeq;
+		made.flow = true;
+		item.set(key, made);
+		list = made;
+	}
+	const seq = list as YAMLSeq;
+	const nodes = new Map(before.map((x, i) => [x, seq.items[i]]));
+	const like = seq.items[0];
+	seq.items = after.map((x) => {
+		const known = nodes.get(x);
+		if (known !== undefined) return known;
+		const node = doc.createNode(JSON.parse(JSON.stringify(x))) as YAMLMap;
+		node.flow = isMap(like) ? (like.flow ?? false) : true;
+		return node;
+	});
+}
+
+/**
+ * Changes a service as `beeline service update|scale` says. Options, and who is drained, may be changed in any file; ports and
+ * backends only where it names one node, for every node must have the same.
+ * @throws BeelineError NOT_FOUND, CONFLICT, INVALID_CONFIG with `field`
+ */
+export function changeService(file: string, service: string, change: ServiceChange): Membership {
+	if (change.options !== undefined) checkOptions(change.options);
+	return edit(file, (doc, m) => {
+		const item = itemOf(doc, 'services', service);
+		if (!item) throw notFound('service', service);
+		if (change.ports !== undefined || change.backends !== undefined) refuseShared(file, m, `update service ${service}`);
+		const before = item.toJS(doc) as ServiceDocument;
+		const after = changeServiceDocument(service, before, change);
+		if (change.options !== undefined) {
+			let map: unknown = item.get('options', true);
+			if (!isMap(map)) {
+				const made = doc.createNode({});
+				made.flow = true;
+				item.set('options', made);
+				map = made;
+			}
+			for (const [key, v] of Object.entries(change.options))
+				if (v === null) (map as YAMLMap).delete(key);
+				else if (v !== undefined) setValue(doc, map as YAMLMap, key, v);
+		}
+		for (const key of ['ports', 'backends'] as const)
+			if (after[key] !== before[key]) setItems(doc, item, key, before[key] ?? [], after[key] ?? []);
+	});
+}
+
 /**
  * Sets options of a service, in the notation of DESIGN 7.2; `null` takes one back to its default.
  * @throws BeelineError NOT_FOUND, INVALID_CONFIG with `field`
@@ -909,27 +1025,7 @@ export function setServiceOptions(
 	service: string,
 	options: Readonly<Record<string, unknown>>,
 ): Membership {
-	const set = Object.fromEntries(Object.entries(options).filter(([, v]) => v !== null && v !== undefined));
-	const result = check(optionsSchema, set);
-	if (!result.data)
-		throw refuse(
-			{ ...parseSource('', ''), file: '' },
-			result.problems.map((p) => ({ ...p, path: ['options', ...p.path] })),
-		);
-	return edit(file, (doc) => {
-		const item = itemOf(doc, 'services', service);
-		if (!item) throw notFound('service', service);
-		let map: unknown = item.get('options', true);
-		if (!isMap(map)) {
-			const made = doc.createNode({});
-			made.flow = true;
-			item.set('options', made);
-			map = made;
-		}
-		for (const [key, v] of Object.entries(options))
-			if (v === null) (map as YAMLMap).delete(key);
-			else if (v !== undefined) setValue(doc, map as YAMLMap, key, v);
-	});
+	return changeService(file, service, { options });
 }
 
 /**
