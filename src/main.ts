@@ -2,7 +2,7 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import type { ServiceUpdate } from './cli/change.js';
 import type { Client } from './cli/client.js';
-import type { AttachOptions } from './cli/network.js';
+import type { AttachOptions, CreateOptions } from './cli/network.js';
 import type { Format } from './cli/output.js';
 
 interface Global {
@@ -157,12 +157,14 @@ function program(): Command {
 		.argument('<name>')
 		.action(async (name: string, _o, c: Command) => (await read()).service((await client(c))[0], name));
 	verb(service, 'create', 'create a service')
-		.requiredOption(
+		.option(
 			'-p, --publish <port>',
 			'published=8080,target=80[,protocol=udp], or 8080:80[/udp]; may be repeated',
 			collect,
 			[],
 		)
+		.option('--network <network>', 'NAME, or name=NAME,vip=ADDRESS; may be repeated', collect, [])
+		.addOption(new Option('--endpoint-mode <mode>', 'its name is a VIP, or all tasks').choices(['vip', 'dnsrr']))
 		.option('--backend <backend>', 'NODE[=ADDRESS[,ADDRESS]][*WEIGHT]; may be repeated', collect, [])
 		.option('--option <option>', 'NAME=VALUE such as returnPath=tunnel; may be repeated', collect, [])
 		.option('--name <name>', 'the name, as Docker writes it')
@@ -170,7 +172,14 @@ function program(): Command {
 		.action(
 			async (
 				argument: string | undefined,
-				o: { publish: string[]; backend: string[]; option: string[]; name?: string },
+				o: {
+					publish: string[];
+					backend: string[];
+					option: string[];
+					network: string[];
+					endpointMode?: string;
+					name?: string;
+				},
 				c: Command,
 			) => {
 				const name = argument ?? o.name;
@@ -201,6 +210,24 @@ function program(): Command {
 	const networkLs = async (_o: unknown, c: Command) => (await overlay()).networks(...(await client(c)));
 	verb(network, 'ls', 'overlay networks').action(networkLs);
 	verb(root, 'networks', 'overlay networks').action(networkLs);
+	verb(network, 'create', 'create an overlay network')
+		.option('-d, --driver <driver>', 'overlay', 'overlay')
+		.option('--subnet <prefix>', 'default: the first free /24 of 10.0.0.0/8; once for each family', collect, [])
+		.option('--gateway <address>', 'default: the first of the subnet')
+		.option('--ip-range <prefix>', 'part of the subnet that endpoints get addresses of')
+		.option('--attachable', 'namespaces may be attached by hand')
+		.option('--internal', 'no way out')
+		.option('--ingress', 'the ingress network')
+		.option('--ipv6', 'IPv6 too')
+		.option('--opt <option>', 'com.docker.network.driver.mtu=N, …overlay.vxlanid_list=N, encrypted', collect, [])
+		.option('--label <label>', 'KEY=VALUE; may be repeated', collect, [])
+		.argument('<name>')
+		.action(async (name: string, o: CreateOptions, c: Command) =>
+			(await overlay()).networkCreate((await client(c))[0], name, o),
+		);
+	verb(network, 'rm', 'remove networks that nobody uses')
+		.argument('<name...>')
+		.action(async (names: string[], _o, c: Command) => (await overlay()).networkRemove((await client(c))[0], names));
 	verb(network, 'inspect', 'networks, as JSON in Docker’s shape')
 		.argument('<name...>')
 		.action(async (names: string[], _o, c: Command) => (await overlay()).networkInspect((await client(c))[0], names));

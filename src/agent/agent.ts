@@ -36,7 +36,7 @@ import { createVipReconciler, type GoneBackend, type VipReconciler } from '../me
 import { createMetrics, type Metrics, type MetricsSnapshot } from '../metrics/registry.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
-import { type Run, run as runCommand } from './exec.js';
+import { json, type Run, run as runCommand } from './exec.js';
 import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
@@ -255,7 +255,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			self: () => config.node.name,
 			underlayMtu: () => (local === undefined ? undefined : Math.min(...local.facts.uplinks.map((u) => u.mtu))),
 			netnsOfContainer,
+			meshVni: () => config.datapath.vni,
 			place: source.place,
+			...(source.addresses === undefined ? {} : { addresses: source.addresses }),
+			routes: async () =>
+				json<{ dst?: string }>(await run('ip', ['-j', '-4', 'route', 'show', 'table', 'all'])).map((r) => r.dst ?? ''),
 			names,
 			log,
 		});
@@ -871,10 +875,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				const from = basis(exact, 'services', name);
 				return change(`update ${name}`, () => source.patchService(name, patch, from));
 			},
-			createService: (service) => change(`create ${service.name}`, () => source.createService(service)),
+			createService: async (service) => {
+				const whole = await networks.withVips(service).catch(refuse);
+				await change(`create ${service.name}`, () => source.createService(whole));
+			},
 			removeService(name, exact) {
 				const from = basis(exact, 'services', name);
-				return change(`remove ${name}`, () => source.removeService(name, from));
+				const release = networks.releaserOf(name);
+				return change(`remove ${name}`, async () => {
+					await source.removeService(name, from);
+					await release();
+				});
 			},
 			addNode: (node) => change(`add ${node.name}`, () => source.addNode(node)),
 			removeNode(name, exact) {
@@ -882,6 +893,15 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				return change(`remove ${name}`, () => source.removeNode(name, from));
 			},
 			networks: () => networks.list(),
+			createNetwork: async (body) => {
+				const document = await networks.draft(body).catch(refuse);
+				await change(`create network ${body.name}`, () => source.createNetwork(document));
+			},
+			removeNetwork: (name) =>
+				change(`remove network ${name}`, () => {
+					networks.refuseRemoval(name);
+					return source.removeNetwork(name);
+				}),
 			endpoints: () => networks.endpoints(),
 			async attachEndpoint(request) {
 				const e = await networks.attach(request).catch(refuse);

@@ -10,6 +10,7 @@ import type {
 	EndpointView,
 	EntriesView,
 	FlowsView,
+	NetworkCreateBody,
 	NetworkView,
 	NodeCreateBody,
 	NodeView,
@@ -49,6 +50,8 @@ export interface AgentApi {
 	addNode(node: NodeCreateBody): Promise<void>;
 	removeNode(name: string, exact?: boolean): Promise<void>;
 	networks(): NetworkView[];
+	createNetwork(network: NetworkCreateBody): Promise<void>;
+	removeNetwork(name: string): Promise<void>;
 	endpoints(): EndpointView[];
 	attachEndpoint(request: EndpointAttachBody): Promise<EndpointView>;
 	detachEndpoint(id: string): Promise<void>;

@@ -4,11 +4,17 @@ import type { Logger } from 'pino';
 import type { NameService } from '../dns/server.js';
 import type { NamedNetwork } from '../dns/zone.js';
 import { sentence } from '../errors.js';
-import type { EndpointAttachBody, EndpointView, NetworkView } from '../http/schemas.js';
+import type {
+	EndpointAttachBody,
+	EndpointView,
+	NetworkCreateBody,
+	NetworkView,
+	ServiceCreateBody,
+} from '../http/schemas.js';
 import type { Datapath } from '../loader/datapath.js';
 import { type LocalEndpoint, namedNetworks, withLegs } from '../mesh/endpoints.js';
 import type { OverlayEndpointFact } from '../mesh/overlay.js';
-import { gatewayOf } from '../mesh/subnets.js';
+import { freeSubnet, gatewayOf, localSubnet6 } from '../mesh/subnets.js';
 import type { Membership, NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import { AgentError } from './api.js';
 import type { AttachedEndpoint, Overlay, OverlayState } from './overlay.js';
@@ -23,11 +29,15 @@ export interface NetworksDeps {
 	/** Bytes, of the uplinks; undefined: not known yet. */
 	readonly underlayMtu: () => number | undefined;
 	/** Path of a container's network namespace. @throws BeelineError */
+	/** VNI of the mesh itself. */
+	readonly meshVni: () => number;
 	readonly netnsOfContainer: (id: string) => Promise<string>;
 	/** Where the source gives out addresses; undefined: each node has its slices. */
 	readonly addresses?: Addresses;
 	/** Where an operator changes the membership. */
 	readonly place: string;
+	/** Destinations of the node's routes. */
+	readonly routes: () => Promise<readonly string[]>;
 	readonly names: Pick<NameService, 'update' | 'serve' | 'forget'>;
 	readonly log: Pick<Logger, 'info' | 'warn'>;
 }
@@ -43,6 +53,7 @@ export interface Addresses {
 			readonly name?: string;
 			readonly service?: string;
 			readonly aliases?: readonly string[];
+			readonly vip?: boolean;
 		},
 	): Promise<NetworkEndpoint>;
 	release(network: string, address: string, endpoint: string): Promise<boolean>;
@@ -51,6 +62,14 @@ export interface Addresses {
 export interface Networks {
 	/** The membership with what this node alone knows: the legs of its endpoints. */
 	complete(m: Membership): Membership;
+	/** A network's document with what was left to us: subnet and VNI. @throws AgentError, BeelineError */
+	draft(body: NetworkCreateBody): Promise<NetworkCreateBody & { readonly subnet: string; readonly vni: number }>;
+	/** @throws AgentError where somebody uses the network */
+	refuseRemoval(name: string): void;
+	/** A service with a VIP on each of its networks, where the source gives them out. @throws AgentError, BeelineError */
+	withVips(service: ServiceCreateBody): Promise<ServiceCreateBody>;
+	/** What gives back a service's VIPs once it is removed. */
+	releaserOf(service: string): () => Promise<void>;
 	/** Cookies of endpoints' namespaces → VNIs. */
 	namespaces(): ReadonlyMap<bigint, readonly number[]>;
 	/** Names follow the membership and what is attached. Cheap where neither changed. */
@@ -70,6 +89,20 @@ export interface Networks {
 	attach(request: EndpointAttachBody): Promise<AttachedEndpoint>;
 	detach(id: string): Promise<AttachedEndpoint>;
 	view(e: AttachedEndpoint): EndpointView;
+}
+
+/** Docker's first. */
+const FIRST_VNI = 4096;
+
+const vipHolder = (service: string): string => `vip-${service}`;
+
+function refuseEncrypted(name: string): never {
+	throw new AgentError(
+		409,
+		'NO_ENCRYPTION',
+		`network ${name} is encrypted, which this version cannot carry: no packet of it would leave the node`,
+		'network',
+	);
 }
 
 /** The last answer again where the arguments are the same objects. */
@@ -143,6 +176,84 @@ export function createNetworks(deps: NetworksDeps): Networks {
 	let told: readonly NamedNetwork[] | undefined;
 
 	return {
+		async draft(body) {
+			const { networks } = deps.membership();
+			const refuse = (code: string, why: string, field: string): never => {
+				throw new AgentError(409, code, why, field);
+			};
+			if (networks.some((n) => n.name === body.name))
+				refuse('CONFLICT', `network with name ${body.name} already exists`, 'name');
+			const ingress = body.ingress === true ? networks.find((n) => n.ingress) : undefined;
+			if (ingress !== undefined) refuse('CONFLICT', `ingress network (${ingress.name}) is already present`, 'ingress');
+			if (body.ingress === true && body.attachable === true)
+				refuse('REFUSED', 'an ingress network cannot be attachable: leave one of the two out', 'attachable');
+			const others = networks.map((n) => n.subnet);
+			let { subnet, vni } = body;
+			if (subnet === undefined) {
+				const routed = (await deps.routes())
+					.filter((r) => /^\d+\.\d+\.\d+\.\d+(\/\d+)?$/.test(r))
+					.map((r) => (r.includes('/') ? r : `${r}/32`));
+				subnet = freeSubnet([...others, ...routed]);
+				if (subnet === undefined)
+					throw new AgentError(409, 'NO_SUBNET', 'no part of 10.0.0.0/8 is free: give --subnet', 'subnet');
+			}
+			if (vni === undefined) {
+				const taken = new Set([...networks.map((n) => n.vni), deps.meshVni()]);
+				for (vni = FIRST_VNI; taken.has(vni); vni++);
+			} else if (vni === deps.meshVni()) refuse('CONFLICT', `VNI ${vni} is the mesh's own (datapath.vni)`, 'vni');
+			else {
+				const other = networks.find((n) => n.vni === vni);
+				if (other !== undefined) refuse('CONFLICT', `VNI ${vni} is network ${other.name}'s: choose another`, 'vni');
+			}
+			if (body.options?.encrypted) refuseEncrypted(body.name);
+			const { ipv6, ...document } = body;
+			const six = ipv6 === true && body.subnet6 === undefined ? { subnet6: localSubnet6(vni) } : {};
+			return { ...document, subnet, vni, ...six };
+		},
+		refuseRemoval(name) {
+			const n = find(name);
+			const { services } = deps.membership();
+			const refuse = (why: string): never => {
+				throw new AgentError(409, 'IN_USE', `network ${name} ${why}`);
+			};
+			const mine = overlay.endpoints.find((e) => e.network === name);
+			const other = mine ?? n.endpoints?.[0];
+			if (other !== undefined) refuse(`has active endpoints, such as ${other.id}: detach them first`);
+			const service = services.find((s) => s.networks?.includes(name));
+			if (service !== undefined) refuse(`is in use by service ${service.name}`);
+			const publishing = n.ingress ? services.find((s) => s.ports.length > 0) : undefined;
+			if (publishing !== undefined)
+				refuse(`is the ingress network, and service ${publishing.name} publishes a port: remove that first`);
+		},
+		async withVips(service) {
+			const { addresses } = deps;
+			if (service.networks === undefined) return service;
+			for (const n of service.networks) find(n.name);
+			if (addresses === undefined || service.endpointMode === 'dnsrr') return service;
+			const networks: { name: string; vip?: string }[] = [];
+			try {
+				for (const n of service.networks) {
+					const held = await addresses.allocate(n.name, {
+						node: deps.self(),
+						endpoint: vipHolder(service.name),
+						vip: true,
+						...(n.vip === undefined ? {} : { wanted: n.vip }),
+					});
+					networks.push({ name: n.name, vip: held.address });
+				}
+			} catch (e) {
+				for (const n of networks)
+					await addresses.release(n.name, n.vip as string, vipHolder(service.name)).catch(() => false);
+				throw e;
+			}
+			return { ...service, networks };
+		},
+		releaserOf(name) {
+			const vips = deps.membership().services.find((s) => s.name === name)?.vips ?? [];
+			return async () => {
+				for (const v of vips) await deps.addresses?.release(v.network, v.address, vipHolder(name)).catch(() => false);
+			};
+		},
 		complete: (m) => completed(m, deps.state()),
 		namespaces() {
 			const out = new Map<bigint, number[]>();
@@ -257,13 +368,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 					`Could not attach to network ${network.name}: network ${network.name} not manually attachable`,
 					'network',
 				);
-			if (network.options.encrypted)
-				throw new AgentError(
-					409,
-					'NO_ENCRYPTION',
-					`network ${network.name} is encrypted, which this version cannot carry: no packet of it would leave the node`,
-					'network',
-				);
+			if (network.options.encrypted) refuseEncrypted(network.name);
 			const netns =
 				request.netns ??
 				(request.pid !== undefined

@@ -43,6 +43,9 @@ export interface Source {
 	removeService(name: string, basis?: number): void | Promise<void>;
 	addNode(node: { readonly name: string; readonly address: string }): void | Promise<void>;
 	removeNode(name: string, basis?: number): void | Promise<void>;
+	/** An item of `networks:` in mesh.yaml, whole. */
+	createNetwork(network: Readonly<Record<string, unknown>> & { readonly name: string }): void | Promise<void>;
+	removeNetwork(name: string): void | Promise<void>;
 	/** Of a document as it was in that membership; undefined: the source has no revisions. */
 	revisionOf?(membership: Membership, kind: 'nodes' | 'services', name: string): number | undefined;
 	/** Where addresses of networks are given out by the source, without duplicates on all nodes. */
@@ -151,6 +154,8 @@ async function openEtcd(deps: SourceDeps, events: SourceEvents): Promise<Source>
 		removeService: (name, basis) => written(store.removeService(name, basis)),
 		addNode: (node) => written(store.addNode(node)),
 		removeNode: (name, basis) => written(store.removeNode(name, basis)),
+		createNetwork: (network) => written(store.createNetwork(network.name, network)),
+		removeNetwork: (name) => written(store.removeNetwork(name)),
 	};
 }
 
@@ -171,6 +176,8 @@ function openFile(path: string, events: SourceEvents): Source {
 		removeService: (name) => void file.removeService(path, name),
 		addNode: (node) => void file.addNode(path, node),
 		removeNode: (name) => void file.removeNode(path, name),
+		createNetwork: (network) => void file.createNetwork(path, network),
+		removeNetwork: (name) => void file.removeNetwork(path, name),
 	};
 }
 
@@ -283,6 +290,8 @@ async function openDocker(deps: SourceDeps, events: SourceEvents): Promise<Sourc
 		createService: refuse('docker service create --publish …'),
 		removeService: refuse('docker service rm SERVICE'),
 		addNode: refuse('docker swarm join'),
+		createNetwork: refuse('docker network create -d overlay NAME'),
+		removeNetwork: refuse('docker network rm NAME'),
 		removeNode: refuse('docker swarm leave on the node, then docker node rm'),
 	};
 }

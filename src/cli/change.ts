@@ -107,15 +107,36 @@ export function parseBackend(text: string): { node: string; addresses?: string[]
 	};
 }
 
+/** `red`, or `name=red,vip=10.44.0.250`. */
+function parseNetwork(text: string): { name: string; vip?: string } {
+	if (!text.includes('=')) return { name: text };
+	const fields = new Map(text.split(',').map((f) => f.split('=', 2) as [string, string]));
+	const name = fields.get('name');
+	if (name === undefined)
+		throw new BeelineError('BAD_NETWORK', `--network ${text}: expected NAME or name=NAME,vip=ADDRESS`);
+	const vip = fields.get('vip');
+	return vip === undefined ? { name } : { name, vip };
+}
+
 export async function serviceCreate(
 	client: Client,
 	name: string,
-	o: { readonly publish: readonly string[]; readonly backend: readonly string[]; readonly option: readonly string[] },
+	o: {
+		readonly publish: readonly string[];
+		readonly backend: readonly string[];
+		readonly option: readonly string[];
+		readonly network: readonly string[];
+		readonly endpointMode?: string;
+	},
 ): Promise<void> {
+	if (o.publish.length === 0 && o.network.length === 0)
+		throw new BeelineError('NO_PUBLISH', `service create ${name}: give at least one --publish, or a --network`);
 	await client.send('POST', '/v1/services', {
 		name,
 		ports: o.publish.map(parsePublish),
 		backends: o.backend.map(parseBackend),
+		...(o.network.length === 0 ? {} : { networks: o.network.map(parseNetwork) }),
+		...(o.endpointMode === undefined ? {} : { endpointMode: o.endpointMode }),
 		...(o.option.length === 0 ? {} : { options: options(o.option) }),
 	});
 	print(name);

@@ -1,4 +1,4 @@
-/** Overlay networks and endpoints: network ls|inspect, endpoint attach|ls|detach. */
+/** Overlay networks and endpoints: network create|ls|inspect|rm, endpoint attach|ls|detach. */
 import { BeelineError } from '../errors.js';
 import type { EndpointView, NetworkView } from '../http/schemas.js';
 import type { Client } from './client.js';
@@ -29,6 +29,71 @@ export async function networkInspect(client: Client, names: readonly string[]): 
 	const out: unknown[] = [];
 	for (const name of names) out.push(JSON.parse((await client.get(`/v1/networks/${encodeURIComponent(name)}`)).body));
 	print(JSON.stringify(out, null, 4));
+}
+
+export interface CreateOptions {
+	readonly driver: string;
+	readonly subnet: readonly string[];
+	readonly gateway?: string;
+	readonly ipRange?: string;
+	readonly attachable?: boolean;
+	readonly internal?: boolean;
+	readonly ingress?: boolean;
+	readonly ipv6?: boolean;
+	readonly opt: readonly string[];
+	readonly label: readonly string[];
+}
+
+const VNI_OPTION = 'com.docker.network.driver.overlay.vxlanid_list';
+const MTU_OPTION = 'com.docker.network.driver.mtu';
+
+/** `docker network create`'s grammar → the body of POST /v1/networks. @throws BeelineError */
+export function networkDocument(name: string, o: CreateOptions): Record<string, unknown> {
+	const refuse = (what: string): never => {
+		throw new BeelineError('BAD_OPTION', `network create: ${what}`);
+	};
+	if (o.driver !== 'overlay' && o.driver !== 'beeline') refuse(`--driver ${o.driver}: expected overlay`);
+	const four = o.subnet.filter((s) => !s.includes(':'));
+	const six = o.subnet.filter((s) => s.includes(':'));
+	if (four.length > 1 || six.length > 1) refuse('give one --subnet of each family');
+	if (six.length > 0 && !o.ipv6) refuse(`--subnet ${six[0]} is of IPv6: add --ipv6`);
+	const options: Record<string, unknown> = o.internal ? { internal: true } : {};
+	let vni: number | undefined;
+	for (const opt of o.opt) {
+		const [key, value = ''] = opt.split(/=(.*)/s);
+		const number = /^\d+$/.test(value) ? Number(value) : undefined;
+		if (key === 'encrypted') options.encrypted = value !== 'false';
+		else if (key === MTU_OPTION || key === VNI_OPTION) {
+			if (number === undefined) refuse(`--opt ${opt}: expected a number`);
+			if (key === VNI_OPTION) vni = number;
+			else options.mtu = number;
+		} else refuse(`--opt ${key} is unknown: expected ${MTU_OPTION}, ${VNI_OPTION} or encrypted`);
+	}
+	return {
+		name,
+		...(four[0] === undefined ? {} : { subnet: four[0] }),
+		...(six[0] === undefined ? {} : { subnet6: six[0] }),
+		...(o.ipv6 && six.length === 0 ? { ipv6: true } : {}),
+		...(o.gateway === undefined ? {} : { gateway: o.gateway }),
+		...(o.ipRange === undefined ? {} : { ipRange: o.ipRange }),
+		...(vni === undefined ? {} : { vni }),
+		...(o.attachable ? { attachable: true } : {}),
+		...(o.ingress ? { ingress: true } : {}),
+		...(o.label.length === 0 ? {} : { labels: Object.fromEntries(o.label.map((l) => l.split(/=(.*)/s).slice(0, 2))) }),
+		...(Object.keys(options).length === 0 ? {} : { options }),
+	};
+}
+
+export async function networkCreate(client: Client, name: string, o: CreateOptions): Promise<void> {
+	await client.send('POST', '/v1/networks', networkDocument(name, o));
+	print(name);
+}
+
+export async function networkRemove(client: Client, names: readonly string[]): Promise<void> {
+	for (const name of names) {
+		await client.send('DELETE', `/v1/networks/${encodeURIComponent(name)}`);
+		print(name);
+	}
 }
 
 export async function endpoints(client: Client, format: Format): Promise<void> {

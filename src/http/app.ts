@@ -398,14 +398,47 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			}),
 		),
 		(c) => {
+			return c.json(tagged(c, network(c.req.valid('param').name)), 200);
+		},
+	);
+	const network = (name: string) => find(api.networks(), 'network', name, (n) => n.Name === name);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'post',
+				path: '/v1/networks',
+				summary: 'Create a network (etcd; the file source on one node)',
+				security: bearer,
+				request: { body: json(s.NetworkCreate) },
+				responses: {
+					201: { description: 'Created', content: { 'application/json': { schema: s.Network } } },
+					...bodied,
+				},
+			}),
+		),
+		async (c) => {
+			const body = c.req.valid('json');
+			await api.createNetwork(body);
+			c.header('location', `/v1/networks/${encodeURIComponent(body.name)}`);
+			return c.json(tagged(c, network(body.name)), 201);
+		},
+	);
+	app.openapi(
+		know(
+			createRoute({
+				method: 'delete',
+				path: '/v1/networks/{name}',
+				summary: 'Remove a network that nobody uses',
+				security: bearer,
+				request: { params: named, headers: ifMatch },
+				responses: { 204: { description: 'Removed' }, ...changing },
+			}),
+		),
+		async (c) => {
 			const { name } = c.req.valid('param');
-			return c.json(
-				tagged(
-					c,
-					find(api.networks(), 'network', name, (n) => n.Name === name),
-				),
-				200,
-			);
+			checkIfMatch(c, network(name));
+			await api.removeNetwork(name);
+			return c.body(null, 204);
 		},
 	);
 	app.openapi(

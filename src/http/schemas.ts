@@ -401,9 +401,18 @@ export const ServiceCreate = z
 			.min(1)
 			.max(128)
 			.regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'expected letters, digits, _ . or -, beginning with a letter or digit'),
-		ports: z.array(PublishedPort).min(1),
+		ports: z.array(PublishedPort).default([]),
 		options: ServiceOptionsPatch.optional(),
 		backends: z.array(BackendCreate).default([]),
+		networks: z
+			.array(z.strictObject({ name: z.string().min(1), vip: z.string().optional() }))
+			.optional()
+			.describe('Overlay networks that its tasks are on; a VIP is given out where the source can'),
+		endpointMode: z.enum(['vip', 'dnsrr']).optional(),
+	})
+	.refine((s) => s.ports.length > 0 || (s.networks ?? []).length > 0, {
+		message: 'expected at least one published port, or a network',
+		path: ['ports'],
 	})
 	.openapi('ServiceCreate', {
 		example: {
@@ -706,6 +715,32 @@ export const Networks = z
 	.object({ networks: z.array(Network) })
 	.openapi('Networks', { example: { networks: [exampleNetwork] } });
 
+export const NetworkCreate = z
+	.strictObject({
+		name: z
+			.string()
+			.min(1)
+			.max(128)
+			.regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'expected letters, digits, _ . or -, beginning with a letter or digit'),
+		subnet: z.string().optional().describe('IPv4; default: the first free /24 of 10.0.0.0/8'),
+		subnet6: z.string().optional(),
+		ipv6: z.boolean().optional().describe('With subnet6 absent: a unique local prefix of the network’s own'),
+		gateway: z.string().optional(),
+		ipRange: z.string().optional(),
+		vni: z.number().int().min(1).max(16777215).optional().describe('Default: the first free one from 4096 upward'),
+		attachable: z.boolean().optional(),
+		ingress: z.boolean().optional(),
+		labels: z.record(z.string(), z.string()).optional(),
+		options: z
+			.strictObject({
+				mtu: z.number().int().min(576).max(65535).optional().describe('Of the underlay'),
+				internal: z.boolean().optional(),
+				encrypted: z.boolean().optional(),
+			})
+			.optional(),
+	})
+	.openapi('NetworkCreate', { example: { name: 'red', subnet: '10.44.0.0/24', attachable: true } });
+
 const exampleEndpoint = {
 	id: 'red-10.44.0.2',
 	network: 'red',
@@ -761,6 +796,7 @@ export const EndpointAttach = z
 	})
 	.openapi('EndpointAttach', { example: { network: 'red', netns: '/run/netns/web1', name: 'web1' } });
 
+export type NetworkCreateBody = z.infer<typeof NetworkCreate>;
 export type NetworkView = z.infer<typeof Network>;
 export type EndpointView = z.infer<typeof Endpoint>;
 export type EndpointAttachBody = z.infer<typeof EndpointAttach>;

@@ -69,6 +69,27 @@ export const contains = (prefix: string, address: string): boolean => {
 	return n >= first && n <= last;
 };
 
+/** Whether two IPv4 prefixes have an address in common. */
+export function overlaps(a: string, b: string): boolean {
+	const [x, y] = [range4(a), range4(b)];
+	return x[0] <= y[1] && y[0] <= x[1];
+}
+
+/** The first /24 of 10.0.0.0/8 that overlaps none of these, as Docker chooses; undefined: all are taken. */
+export function freeSubnet(taken: readonly string[]): string | undefined {
+	for (let i = 0; i < 65536; i++) {
+		const s = `10.${i >> 8}.${i & 255}.0/24`;
+		if (!taken.some((t) => overlaps(t, s))) return s;
+	}
+	return undefined;
+}
+
+/** A unique local /64 (RFC 4193) for a network that wants IPv6 and names no prefix: its VNI is the global id's end. */
+export function localSubnet6(vni: number): string {
+	const base = new ipaddr.IPv6([0xfd62, 0x6565, vni >>> 16, vni & 0xffff, 0, 0, 0, 0]);
+	return `${base.toRFC5952String()}/64`;
+}
+
 /**
  * The lowest free address of a slice, or undefined where it is full. Never the subnet's own, its broadcast address or
  * the gateway.

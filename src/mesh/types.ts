@@ -99,6 +99,8 @@ export interface NetworkEndpoint {
 	readonly aliases: readonly string[];
 	/** The service whose task it is. */
 	readonly service?: string;
+	/** No endpoint: the address is a service's VIP. */
+	readonly vip?: boolean;
 }
 
 export interface NetworkSpec {

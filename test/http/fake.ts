@@ -271,6 +271,15 @@ export function fakeAgent(): FakeAgent {
 			);
 		},
 		networks: () => networks,
+		async createNetwork(body) {
+			networks.push({ ...networks[0]!, Name: body.name, Id: body.name });
+		},
+		async removeNetwork(name) {
+			networks.splice(
+				networks.findIndex((n) => n.Name === name),
+				1,
+			);
+		},
 		endpoints: () => endpoints,
 		async attachEndpoint(request) {
 			if (request.network !== 'red') throw new AgentError(404, 'NOT_FOUND', `network ${request.network} not found`);

@@ -13,7 +13,7 @@
 import { BeelineError, sentence } from '../../errors.js';
 import { contains } from '../subnets.js';
 import type { Membership, NetworkEndpoint, NetworkSpec, NodeSpec, ServiceSpec } from '../types.js';
-import { check, parseAddress, parseSource, refuse, type Source, text } from './document.js';
+import { bool, check, parseAddress, parseSource, refuse, type Source, text } from './document.js';
 import type { KeyValue } from './etcd-client.js';
 import { parseNetwork as parseNetworkDocument, parseNode, parseService } from './file.js';
 import { endpointSchema } from './network.js';
@@ -51,7 +51,10 @@ export function placeOf(prefix: string, key: string): Place | undefined {
 }
 
 /** An endpoint as network.ts has it; its address is in the key. */
-const addressSchema = endpointSchema.omit({ address: true }).extend({ endpoint: text('the id of an endpoint') });
+const addressSchema = endpointSchema.omit({ address: true }).extend({
+	endpoint: text('the id of an endpoint'),
+	vip: bool.optional(),
+});
 
 export type Spec = NodeSpec | ServiceSpec | NetworkSpec | NetworkEndpoint;
 
@@ -195,7 +198,7 @@ export function mapDocuments(documents: Iterable<Document>, strangers: readonly 
 		});
 		for (const node of missing)
 			complain(d.key, `has backends on ${node}, which is no node`, 'they are left out', 'backends');
-		if (ports.length === 0) continue;
+		if (ports.length === 0 && spec.networks === undefined) continue;
 		services.push(
 			ports.length === spec.ports.length && tasks.length === spec.tasks.length ? spec : { ...spec, ports, tasks },
 		);
@@ -221,6 +224,8 @@ export function mapDocuments(documents: Iterable<Document>, strangers: readonly 
 	}
 	for (const d of of.addresses) {
 		const spec = d.spec as NetworkEndpoint;
+		// Held, so that no endpoint gets it; the service's document says what it is for.
+		if (spec.vip) continue;
 		const of = networks.get(d.place.name);
 		if (of === undefined) complain(d.key, `there is no network ${d.place.name}`, 'the address is ignored');
 		else if (!contains(of.subnet, spec.address))

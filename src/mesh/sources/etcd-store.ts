@@ -35,6 +35,8 @@ export interface AddressRequest {
 	readonly wanted?: string;
 	/** Default: Docker's, `02:42:` and the address. */
 	readonly mac?: string;
+	/** It is a service's, and no endpoint. */
+	readonly vip?: boolean;
 	readonly address6?: string;
 	readonly name?: string;
 	readonly aliases?: readonly string[];
@@ -422,7 +424,8 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 			const start = under('networks');
 			const all = await etcd.range({ key: start, end: endOf(start) });
 			for (const kv of all.kvs)
-				if (holderOf(kv)?.node === name) await etcd.txn([{ key: kv.key, mod: kv.mod }], [{ delete: kv.key }]);
+				if (holderOf(kv)?.node === name && !holderOf(kv)?.vip)
+					await etcd.txn([{ key: kv.key, mod: kv.mod }], [{ delete: kv.key }]);
 			return revision;
 		},
 		createNetwork: (name, document) =>

@@ -171,6 +171,11 @@ function crossCheck(m: MeshFile): Problem[] {
 	const nodes = new Set(m.nodes.map((n) => n.name));
 	const taken = new Map<string, { addresses: readonly string[]; where: string }[]>();
 	for (const [i, s] of m.services.entries()) {
+		if (s.ports.length === 0 && (s.networks ?? []).length === 0)
+			problems.push({
+				path: ['services', i, 'ports'],
+				text: 'is missing: expected at least one published port, or networks',
+			});
 		for (const [k, p] of s.ports.entries()) {
 			const key = `${p.protocol}/${p.published}`;
 			const list = taken.get(key) ?? [];
@@ -256,11 +261,6 @@ function checkOnNetworks(m: MeshFile): Problem[] {
 	const networks = new Map(m.networks.map((n) => [n.name, n]));
 	const taken = new Set(m.networks.flatMap((n) => n.endpoints.map((e) => `${n.name} ${e.address}`)));
 	for (const [i, s] of m.services.entries()) {
-		if (s.ports.length === 0 && (s.networks ?? []).length === 0)
-			problems.push({
-				path: ['services', i, 'ports'],
-				text: 'is missing: expected at least one published port, or networks',
-			});
 		for (const [k, { name: of, vip }] of (s.networks ?? []).entries()) {
 			const path = ['services', i, 'networks', k];
 			const n = networks.get(of);
@@ -1116,6 +1116,26 @@ export interface NewService {
 }
 
 /** @throws BeelineError CONFLICT where it exists or the file names several nodes; INVALID_CONFIG */
+/** @throws BeelineError REFUSED where several nodes share the file, CONFLICT, INVALID_CONFIG */
+export function createNetwork(file: string, network: Readonly<Record<string, unknown>> & { name: string }): Membership {
+	return edit(file, (doc, m) => {
+		refuseShared(file, m, `create network ${network.name}`);
+		if (m.networks.some((n) => n.name === network.name))
+			throw new BeelineError('CONFLICT', `network ${network.name} exists already: remove it, or choose another name`);
+		append(doc, 'networks', JSON.parse(JSON.stringify(network)));
+	});
+}
+
+/** @throws BeelineError REFUSED, NOT_FOUND */
+export function removeNetwork(file: string, name: string): Membership {
+	return edit(file, (doc, m) => {
+		refuseShared(file, m, `remove network ${name}`);
+		const i = m.networks.findIndex((n) => n.name === name);
+		if (i < 0) throw new BeelineError('NOT_FOUND', `network ${name} not found`);
+		doc.deleteIn(['networks', i]);
+	});
+}
+
 export function createService(file: string, service: NewService): Membership {
 	return edit(file, (doc, m) => {
 		refuseShared(file, m, `create service ${service.name}`);
