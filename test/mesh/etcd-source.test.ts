@@ -1,8 +1,8 @@
 /*
  * The etcd source against a real etcd on loopback. Documents are written by etcdctl, another program than ours.
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:http';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
@@ -508,6 +508,99 @@ scenario(
 );
 
 scenario(
+	'etcd of three members',
+	cannotRunEtcd(),
+	async () => ({ members: await EtcdServer.cluster() }),
+	async ({ members }) => {
+		await closeAll();
+		await Promise.all(members.map((m) => m.close()));
+	},
+	(test) => {
+		test('the member that is spoken to dies: another is followed; the majority dies: the last state stays', async ({
+			members,
+		}) => {
+			const [first, second, third] = members as [EtcdServer, EtcdServer, EtcdServer];
+			const prefix = fresh();
+			twoNodes(second, prefix);
+			second.put(`${prefix}/services/web`, web());
+			const endpoints = members.map((m) => m.url);
+			const { source } = await open({ endpoints, prefix, timeoutMs: 2000 }, { lookMs: 500 });
+			await first.kill();
+			// Refused until there is a new leader, if it was that one.
+			const dns = JSON.stringify(web({ ports: [{ published: 53, target: 53 }] }));
+			await waitFor('a leader', () => second.tryCtl('put', `${prefix}/services/dns`, dns).code === 0, 30_000, 200);
+			await sees(source, 'dns', (m) => names(m).join() === 'dns,web', 20_000);
+			await waitFor('the error to go', () => source.error() === undefined, 20_000);
+			await source.store.removeService('dns');
+			await sees(source, 'dns to go', (m) => names(m).join() === 'web');
+			await second.kill();
+			// What is left holds the keys, but cannot know whether they are the last word.
+			const error = await waitFor('the loss to be noticed', () => source.error(), 20_000);
+			assert.match(error.message, /^no etcd endpoint answers \(.*connection refused.*; .*\)$/);
+			assert.equal(names(source.current()), ['web']);
+			assert.is(codeOf(await source.store.removeService('web').catch((e: unknown) => e)), 'ETCD_AWAY');
+			await first.launch();
+			const more = JSON.stringify(web({ ports: [{ published: 1, target: 1 }] }));
+			await waitFor('a leader', () => third.tryCtl('put', `${prefix}/services/more`, more).code === 0, 30_000, 200);
+			await sees(source, 'what comes after', (m) => names(m).join() === 'more,web', 20_000);
+			await source.close();
+		});
+	},
+);
+
+scenario(
+	'etcd behind a proxy that lets no stream through',
+	cannotRunEtcd(),
+	async () => {
+		const etcd = await EtcdServer.start();
+		let isOpen = false;
+		const proxy = createServer((req, res) => {
+			if (req.url === '/v3/watch' && !isOpen) {
+				res.writeHead(502);
+				res.end('Bad Gateway');
+				return;
+			}
+			const { host: _host, ...headers } = req.headers;
+			const on = request(`${etcd.url}${req.url}`, { method: req.method ?? 'POST', headers }, (answer) => {
+				res.writeHead(answer.statusCode ?? 500, answer.headers);
+				answer.pipe(res);
+			});
+			on.on('error', () => res.destroy());
+			req.pipe(on);
+		});
+		await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+		const url = `http://127.0.0.1:${(proxy.address() as { port: number }).port}`;
+		const mend = () => {
+			isOpen = true;
+		};
+		return { etcd, proxy, url, mend };
+	},
+	async ({ etcd, proxy }) => {
+		await closeAll();
+		proxy.closeAllConnections();
+		proxy.close();
+		await etcd.close();
+	},
+	(test) => {
+		test('changes are seen by lists alone, and it is said', async ({ etcd, url, mend }) => {
+			const prefix = fresh();
+			twoNodes(etcd, prefix);
+			const { source, log } = await open({ endpoints: [url], prefix });
+			const problem = await waitFor('the report', () => source.problems()[0]);
+			assert.match(problem, /answered 502 and is no etcd: Bad Gateway: changes are seen only when it is listed anew$/);
+			etcd.put(`${prefix}/services/web`, web());
+			await sees(source, 'web', (m) => names(m).join() === 'web');
+			await new Promise((resolve) => setTimeout(resolve, 1500));
+			assert.is(log.filter((l) => /changes are seen only/.test(l)).length, 1, log.join('\n'));
+			assert.is(source.error(), undefined);
+			mend();
+			await waitFor('the report to go', () => source.problems().length === 0, 20_000);
+			await source.close();
+		});
+	},
+);
+
+scenario(
 	'etcd with TLS',
 	cannotRunEtcd(),
 	async () => {
@@ -577,6 +670,17 @@ scenario(
 				/its certificate is for other names than this one$/,
 			);
 			await stranger.close();
+			// etcd's gateway dials its own port with its own certificate.
+			const serversOnly = makeCertificates(directory, 'server', '127.0.0.1', 'serverAuth');
+			writeFileSync(join(directory, 'both.pem'), `${readFileSync(serversOnly.ca)}${readFileSync(ca)}`);
+			const shy = await EtcdServer.start({
+				tls: { ...own, clients: true, serves: serversOnly, trusts: join(directory, 'both.pem') },
+			});
+			await waitsFor(
+				{ endpoints: [shy.url], prefix, ca: serversOnly.ca, cert, key },
+				/its gateway cannot reach it: with client-cert-auth etcd's own certificate must be one for clients too .*; waiting for it$/,
+			);
+			await shy.close();
 		});
 	},
 );

@@ -100,7 +100,10 @@ scenario(
 					() => store.createService('x', { ...other, backends: [{ node: 'n9' }] }),
 					/has backends on n9, which is no node$/,
 				],
-				[() => store.createService('x', { ports: [] }), /^INVALID_CONFIG ports .*at least one published port/],
+				[
+					() => store.createService('x', { ports: [] }),
+					/^INVALID_CONFIG ports is missing: expected at least one published port, or networks$/,
+				],
 				[
 					() => store.createService('x', { ...other, options: { prefer: 'far' } }),
 					/options\.prefer is "far": expected none or local/,

@@ -29,7 +29,12 @@ export interface Certificates {
 }
 
 /** An authority of its own, and a certificate that it signed. */
-export function makeCertificates(directory: string, name: string, addresses = '127.0.0.1'): Certificates {
+export function makeCertificates(
+	directory: string,
+	name: string,
+	addresses = '127.0.0.1',
+	usage = 'serverAuth,clientAuth',
+): Certificates {
 	const at = (file: string) => join(directory, `${name}-${file}`);
 	const openssl = (...args: string[]) => execFileSync('openssl', args, { stdio: 'pipe' });
 	mkdirSync(directory, { recursive: true });
@@ -41,7 +46,7 @@ export function makeCertificates(directory: string, name: string, addresses = '1
 	openssl('req', ...ec, '-subj', `/CN=${name}`, '-keyout', at('key.pem'), '-out', at('csr.pem'));
 	writeFileSync(
 		at('ext'),
-		`subjectAltName=IP:${addresses},DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n`,
+		`subjectAltName=IP:${addresses},DNS:localhost\nextendedKeyUsage=${usage}\nbasicConstraints=CA:FALSE\n`,
 	);
 	openssl(
 		...['x509', '-req', '-in', at('csr.pem'), '-CA', at('ca.pem'), '-CAkey', at('ca.key'), '-CAcreateserial'],
@@ -60,12 +65,18 @@ export class EtcdServer {
 		readonly port: number,
 		readonly peerPort: number,
 		readonly options: {
-			/** Serves TLS; `clients`: and wants certificates of clients. */
-			readonly tls?: Certificates & { readonly clients?: boolean };
+			/** Serves TLS; `clients`: and wants certificates of clients; `serves`, `trusts`: others than its clients have. */
+			readonly tls?: Certificates & {
+				readonly clients?: boolean;
+				readonly serves?: Certificates;
+				readonly trusts?: string;
+			};
 			readonly address?: string;
 			/** What stands before the command: nsenter … */
 			readonly before?: readonly string[];
 			readonly args?: readonly string[];
+			/** Of a cluster: this member's name, and `name=peer URL,…` of all. */
+			readonly member?: { readonly name: string; readonly all: string };
 		},
 	) {
 		this.directory = mkdtempSync(join(tmpdir(), `bl${process.pid}-etcd-`));
@@ -83,22 +94,41 @@ export class EtcdServer {
 		return server;
 	}
 
+	/** Three members on loopback. */
+	static async cluster(): Promise<EtcdServer[]> {
+		const names = ['e1', 'e2', 'e3'];
+		const ports = await Promise.all(names.map(async () => [await freePort(), await freePort()] as const));
+		const all = names.map((name, i) => `${name}=http://127.0.0.1:${ports[i]?.[1]}`).join();
+		const servers = names.map((name, i) => {
+			const [port, peer] = ports[i] as readonly [number, number];
+			const server = new EtcdServer(port, peer, { member: { name, all } });
+			process.on('exit', () => server.#child?.kill('SIGKILL'));
+			return server;
+		});
+		// None is healthy before two are there.
+		await Promise.all(servers.map((s) => s.launch()));
+		return servers;
+	}
+
 	get url(): string {
 		return `${this.options.tls === undefined ? 'http' : 'https'}://${this.options.address ?? '127.0.0.1'}:${this.port}`;
 	}
 
 	/** Starts the process (again) on the same data and ports. */
 	async launch(): Promise<void> {
-		const { tls, before = [] } = this.options;
+		const { tls, before = [], member } = this.options;
 		const peer = `http://127.0.0.1:${this.peerPort}`;
+		const { name, all } = member ?? { name: 'e', all: `e=${peer}` };
 		const command = [
+			// A test that is killed outright takes its etcd along.
+			...['setpriv', '--pdeathsig', 'KILL', '--'],
 			...before,
 			'etcd',
-			...['--name', 'e', '--data-dir', join(this.directory, 'data'), '--log-level', 'error'],
+			...['--name', name, '--data-dir', join(this.directory, 'data'), '--log-level', 'error'],
 			...['--listen-client-urls', this.url, '--advertise-client-urls', this.url],
-			...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', `e=${peer}`],
-			...(tls === undefined ? [] : ['--cert-file', tls.cert, '--key-file', tls.key]),
-			...(tls?.clients === true ? ['--client-cert-auth', '--trusted-ca-file', tls.ca] : []),
+			...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', all],
+			...(tls === undefined ? [] : ['--cert-file', (tls.serves ?? tls).cert, '--key-file', (tls.serves ?? tls).key]),
+			...(tls?.clients === true ? ['--client-cert-auth', '--trusted-ca-file', tls.trusts ?? tls.ca] : []),
 			...(this.options.args ?? []),
 		];
 		const child = spawn(command[0] as string, command.slice(1), { stdio: ['ignore', 'pipe', 'pipe'] });

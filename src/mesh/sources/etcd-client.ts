@@ -376,6 +376,12 @@ export function createEtcd(o: EtcdOptions): Etcd {
 				'ETCD_FULL',
 				`${who}: its database is full: compact and defragment it, then etcdctl alarm disarm`,
 			);
+		// The gateway is a client of the member's own port, with the member's own certificate.
+		if (e.grpc === UNAVAILABLE && o.cert !== undefined && /^(connection|transport|all SubConns)/.test(e.message))
+			return new BeelineError(
+				'ETCD_AWAY',
+				`${who}: its gateway cannot reach it: with client-cert-auth etcd's own certificate must be one for clients too (extendedKeyUsage clientAuth)`,
+			);
 		if (e.grpc === UNAVAILABLE)
 			return new BeelineError('ETCD_AWAY', `${who}: ${e.message.replace(/^etcdserver: /, '')}`);
 		return new BeelineError('ETCD_ANSWER', `${who}: ${e.message}`);

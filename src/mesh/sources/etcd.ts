@@ -329,13 +329,17 @@ export async function openEtcdSource(
 				connected = false;
 				isDirty = false;
 				if (performance.now() - since > 1000) failures = 0;
-				if (lost !== undefined && codeOf(lost) !== 'ETCD_COMPACTED') {
-					if (failures > 0) watchProblem = `${lost.message}: changes are seen only when it is listed anew`;
-					log('info', `${lost.message}; listing anew`);
-					// A member that went away takes a moment to be gone.
-					if (failures > 0) await backOff();
-					else failures++;
-				} else if (lost !== undefined) await backOff();
+				if (lost === undefined) continue;
+				if (codeOf(lost) === 'ETCD_COMPACTED') {
+					await backOff();
+					continue;
+				}
+				// The second time in a row it is no accident: lists have to do.
+				const problem = failures > 0 ? `${lost.message}: changes are seen only when it is listed anew` : undefined;
+				if (problem === undefined || problem !== watchProblem) log('info', problem ?? `${lost.message}; listing anew`);
+				watchProblem = problem;
+				if (problem === undefined) failures++;
+				else await backOff();
 			} catch (e) {
 				if (closed) return;
 				fail(e);

@@ -341,7 +341,12 @@ export function parseService(source: Source, data: unknown): ServiceSpec {
 		address: `10.${(i >> 16) & 255}.${(i >> 8) & 255}.${i & 255}`,
 		drain: false,
 	}));
-	const problems = crossCheck({ nodes, services: [s], networks: [] });
+	const problems: Problem[] = crossCheck({ nodes, services: [s], networks: [] });
+	if (s.ports.length === 0 && (s.networks ?? []).length === 0)
+		problems.push({
+			path: ['services', 0, 'ports'],
+			text: 'is missing: expected at least one published port, or networks',
+		});
 	if (problems.length > 0)
 		throw refuse(
 			source,
