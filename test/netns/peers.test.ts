@@ -7,6 +7,7 @@
  *	                           n2t1        n3t1
  */
 import { readdirSync, rmSync } from 'node:fs';
+import { availableParallelism, loadavg } from 'node:os';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { type Mesh, startServed, targets } from '../support/beeline.js';
@@ -100,26 +101,31 @@ scenario(
 				const stopping = stop(net, mesh);
 				// Detaching is a process of its own: when its hook is off is not known.
 				if (what !== 'that is detached') await stopping;
-				const took = await until(mesh, 'down');
-				await stopping;
-				if (what !== 'that is detached') assert.ok(took < 1000, `${took} ms`);
-				console.log(`  down for n1 after ${Math.round(took)} ms`);
-				assert.is(await metric(mesh, 'n1', 'beeline_node_reachable{node="n3"}'), 0);
-				const seen = async () => (await mesh.agent('n1').nodes()).find((n) => n.name === 'n3');
-				assert.is((await seen())?.reachable, false);
-				// The kernel of a node whose link was down a moment ago may first have to resolve whom it refuses, by ARP, once a
-				// second; and it sends one refusal a second at most. Silence alone says down meanwhile.
-				if (agentPresent === false)
-					await waitFor('n3 to refuse', async () => (await seen())?.agentPresent === false, 10_000, 50);
-				else assert.is((await seen())?.agentPresent, agentPresent);
-				// Each node sees for itself, and flows come in by n2 as well.
-				console.log(`  down for n2 ${Math.round(await until(mesh, 'down', 'n2'))} ms later`);
-				assert.is(await state(mesh, 'n1', 'lone', 'n3'), 'active', 'the last backend is never taken out');
-				const report = await net.load('c1', ['-n', 200, '-t', 1500, ...targets(net, ['n1', 'n2'], 8080, [4, 6])]);
-				assert.equal(report.failures, {}, JSON.stringify(report));
-				assert.equal(Object.keys(report.backends), ['n2t1']);
-
-				await start(net, mesh);
+				try {
+					const took = await until(mesh, 'down');
+					await stopping;
+					console.log(`  down for n1 after ${Math.round(took)} ms`);
+					// Where others want the processors, probes are late by no fault of the mesh's; unit tests have a clock of their own.
+					const busy = loadavg()[0] > 2 * availableParallelism();
+					if (!busy && what !== 'that is detached') assert.ok(took < 1000, `${took} ms`);
+					assert.is(await metric(mesh, 'n1', 'beeline_node_reachable{node="n3"}'), 0);
+					const seen = async () => (await mesh.agent('n1').nodes()).find((n) => n.name === 'n3');
+					assert.is((await seen())?.reachable, false);
+					// The kernel of a node whose link was down a moment ago may first have to resolve whom it refuses, by ARP, once a
+					// second; and it sends one refusal a second at most. Silence alone says down meanwhile.
+					if (agentPresent === false)
+						await waitFor('n3 to refuse', async () => (await seen())?.agentPresent === false, 10_000, 50);
+					else assert.is((await seen())?.agentPresent, agentPresent);
+					// Each node sees for itself, and flows come in by n2 as well.
+					console.log(`  down for n2 ${Math.round(await until(mesh, 'down', 'n2'))} ms later`);
+					assert.is(await state(mesh, 'n1', 'lone', 'n3'), 'active', 'the last backend is never taken out');
+					const report = await net.load('c1', ['-n', 200, '-t', 1500, ...targets(net, ['n1', 'n2'], 8080, [4, 6])]);
+					assert.equal(report.failures, {}, JSON.stringify(report));
+					assert.equal(Object.keys(report.backends), ['n2t1']);
+				} finally {
+					// Also after a failure, which would be every later test's otherwise.
+					await start(net, mesh);
+				}
 				const back = await until(mesh, 'active');
 				console.log(`  back for n1 after ${Math.round(back)} ms`);
 				await waitFor('n2 to see it too', async () => (await state(mesh, 'n2', 'web', 'n3')) === 'active');

@@ -747,7 +747,7 @@ export interface FileSourceEvents {
 	readonly onSame?: () => void;
 }
 
-/** Between the last event and the reading: lets a writer of several write(2) calls finish. */
+/** After the last event: lets a writer of several write(2) calls finish. */
 const DEBOUNCE_MS = 5;
 /** For file systems without inotify (NFS, some bind mounts). */
 const POLL_MS = 1000;
@@ -762,13 +762,25 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 	let reading = readFile(file, full);
 	let error: BeelineError | undefined;
 	let timer: NodeJS.Timeout | undefined;
+	let settled: NodeJS.Immediate | undefined;
 	let noticedAt = 0;
+	const look = () => ({ stamp: stampOf(full), next: attempt(() => readFile(file, full, reading)) });
+	/** Read when the first event came: right where no other event follows, and the file is as it was then. */
+	let ahead: ReturnType<typeof look> | undefined;
+	let looking: NodeJS.Immediate | undefined;
+	const stop = () => {
+		clearTimeout(timer);
+		clearImmediate(settled);
+		clearImmediate(looking);
+		timer = undefined;
+	};
 	const reload = (): void => {
 		const at = noticedAt || Date.now();
 		noticedAt = 0;
+		stop();
 		try {
-			const now = stampOf(full);
-			const next = attempt(() => readFile(file, full, reading));
+			const { stamp: now, next } = ahead !== undefined && ahead.stamp === stampOf(full) ? ahead : look();
+			ahead = undefined;
 			if (stampOf(full) !== now) {
 				// Still being written: half a file can be a valid one that lacks half of the services.
 				later();
@@ -797,8 +809,18 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 	};
 	const later = () => {
 		noticedAt ||= Date.now();
+		ahead = undefined;
+		// Behind the events that wait already; a writer of many parts is read ahead once.
+		if (timer === undefined)
+			looking = setImmediate(() => {
+				ahead = look();
+			});
 		clearTimeout(timer);
-		timer = setTimeout(reload, DEBOUNCE_MS);
+		clearImmediate(settled);
+		// Events that came during that reading are seen before the file is taken for settled.
+		timer = setTimeout(() => {
+			settled = setImmediate(reload);
+		}, DEBOUNCE_MS);
 	};
 	const watchers: FSWatcher[] = [];
 	let watched = '';
@@ -842,7 +864,7 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 		reload,
 		close() {
 			clearInterval(poll);
-			clearTimeout(timer);
+			stop();
 			for (const w of watchers) w.close();
 		},
 	};
