@@ -65,6 +65,13 @@ export const Delivery = {
 	DELIVER_PROCESS: 3,
 } as const;
 
+/** enum local_flag */
+export const LocalFlag = {
+	LOCAL_ON_LINK: 1,
+	LOCAL_INSIDE: 2,
+	LOCAL_MASQUERADED: 4,
+} as const;
+
 /** enum return_path */
 export const ReturnPath = {
 	RETURN_AUTO: 0,
@@ -117,25 +124,27 @@ export const Verdict = {
 	DELIVER_ICMP: 16,
 	DELIVER_FRAGMENT: 17,
 	DELIVER_SOCKET: 18,
-	RETURN_CLIENT_DSR: 19,
-	RETURN_CLIENT_LOCAL: 20,
-	RETURN_ENCAP: 21,
-	RETURN_FORWARD: 22,
-	RETURN_TOO_BIG: 23,
-	RETURN_PROBE: 24,
-	RETURN_FRAGMENTED: 25,
-	DROP_MALFORMED: 26,
-	DROP_UNKNOWN_VTEP: 27,
-	DROP_UNKNOWN_BACKEND: 28,
-	DROP_BAD_RETURN: 29,
-	DROP_NO_BACKEND: 30,
-	DROP_DENIED: 31,
-	DROP_TOO_BIG: 32,
-	DROP_NO_NEXT_HOP: 33,
-	DROP_NO_PORT: 34,
-	DROP_FRAGMENT: 35,
-	DROP_HELPER: 36,
-	VERDICT_COUNT: 37,
+	DELIVER_ON_LINK: 19,
+	RETURN_CLIENT_DSR: 20,
+	RETURN_CLIENT_LOCAL: 21,
+	RETURN_ENCAP: 22,
+	RETURN_FORWARD: 23,
+	RETURN_TOO_BIG: 24,
+	RETURN_PROBE: 25,
+	RETURN_FRAGMENTED: 26,
+	RETURN_TASK: 27,
+	DROP_MALFORMED: 28,
+	DROP_UNKNOWN_VTEP: 29,
+	DROP_UNKNOWN_BACKEND: 30,
+	DROP_BAD_RETURN: 31,
+	DROP_NO_BACKEND: 32,
+	DROP_DENIED: 33,
+	DROP_TOO_BIG: 34,
+	DROP_NO_NEXT_HOP: 35,
+	DROP_NO_PORT: 36,
+	DROP_FRAGMENT: 37,
+	DROP_HELPER: 38,
+	VERDICT_COUNT: 39,
 } as const;
 
 /** Names of the verdicts, by number: labels of metrics and names in the monitor. */
@@ -159,6 +168,7 @@ export const VERDICTS: readonly string[] = [
 	'deliver_icmp',
 	'deliver_fragment',
 	'deliver_socket',
+	'deliver_on_link',
 	'return_client_dsr',
 	'return_client_local',
 	'return_encap',
@@ -166,6 +176,7 @@ export const VERDICTS: readonly string[] = [
 	'return_too_big',
 	'return_probe',
 	'return_fragmented',
+	'return_task',
 	'drop_malformed',
 	'drop_unknown_vtep',
 	'drop_unknown_backend',
@@ -427,11 +438,12 @@ export interface LocalBackend {
 	readonly state: number;
 	readonly delivery: number;
 	readonly return_path: number;
+	readonly flags: number;
 }
 
 export const localBackendCodec: Codec<LocalBackend> = {
 	size: 52,
-	offsets: { addr4: 0, addr6: 16, ref: 32, ifindex: 36, frontend: 40, port: 44, proto: 46, state: 47, delivery: 48, return_path: 49, pad: 50 },
+	offsets: { addr4: 0, addr6: 16, ref: 32, ifindex: 36, frontend: 40, port: 44, proto: 46, state: 47, delivery: 48, return_path: 49, flags: 50, pad: 51 },
 	encode(row, v, at) {
 		putIp(row.addr4, v, at);
 		putIp(row.addr6, v, at + 16);
@@ -443,7 +455,7 @@ export const localBackendCodec: Codec<LocalBackend> = {
 		v.setUint8(at + 47, row.state);
 		v.setUint8(at + 48, row.delivery);
 		v.setUint8(at + 49, row.return_path);
-		v.setUint8(at + 50, 0);
+		v.setUint8(at + 50, row.flags);
 		v.setUint8(at + 51, 0);
 	},
 	decode: (v, at) => ({
@@ -457,6 +469,54 @@ export const localBackendCodec: Codec<LocalBackend> = {
 		state: v.getUint8(at + 47),
 		delivery: v.getUint8(at + 48),
 		return_path: v.getUint8(at + 49),
+		flags: v.getUint8(at + 50),
+	}),
+};
+
+/** struct on_link_key, 24 bytes */
+export interface OnLinkKey {
+	readonly prefixlen: number;
+	readonly list: number;
+	readonly addr: string;
+}
+
+export const onLinkKeyCodec: Codec<OnLinkKey> = {
+	size: 24,
+	offsets: { prefixlen: 0, list: 4, addr: 8 },
+	encode(row, v, at) {
+		v.setUint32(at, row.prefixlen, true);
+		v.setUint32(at + 4, row.list, true);
+		putIp(row.addr, v, at + 8);
+	},
+	decode: (v, at) => ({
+		prefixlen: v.getUint32(at, true),
+		list: v.getUint32(at + 4, true),
+		addr: getIp(v, at + 8),
+	}),
+};
+
+/** struct on_link, 24 bytes */
+export interface OnLink {
+	readonly gateway: string;
+	readonly ifindex: number;
+	readonly first_port: number;
+	readonly port_count: number;
+}
+
+export const onLinkCodec: Codec<OnLink> = {
+	size: 24,
+	offsets: { gateway: 0, ifindex: 16, first_port: 20, port_count: 22 },
+	encode(row, v, at) {
+		putIp(row.gateway, v, at);
+		v.setUint32(at + 16, row.ifindex, true);
+		v.setUint16(at + 20, row.first_port, true);
+		v.setUint16(at + 22, row.port_count, true);
+	},
+	decode: (v, at) => ({
+		gateway: getIp(v, at),
+		ifindex: v.getUint32(at + 16, true),
+		first_port: v.getUint16(at + 20, true),
+		port_count: v.getUint16(at + 22, true),
 	}),
 };
 
@@ -590,12 +650,13 @@ export interface Revnat {
 	readonly state: number;
 	readonly fins: number;
 	readonly return_path: number;
+	readonly inside: number;
 	readonly used_ns: bigint;
 }
 
 export const revnatCodec: Codec<Revnat> = {
 	size: 64,
-	offsets: { addr: 0, client: 16, port: 32, client_port: 34, node: 36, ref: 40, isn: 44, state: 48, fins: 49, return_path: 50, pad: 51, used_ns: 56 },
+	offsets: { addr: 0, client: 16, port: 32, client_port: 34, node: 36, ref: 40, isn: 44, state: 48, fins: 49, return_path: 50, inside: 51, pad: 52, used_ns: 56 },
 	encode(row, v, at) {
 		putIp(row.addr, v, at);
 		putIp(row.client, v, at + 16);
@@ -607,8 +668,8 @@ export const revnatCodec: Codec<Revnat> = {
 		v.setUint8(at + 48, row.state);
 		v.setUint8(at + 49, row.fins);
 		v.setUint8(at + 50, row.return_path);
+		v.setUint8(at + 51, row.inside);
 		v.setBigUint64(at + 56, row.used_ns, true);
-		v.setUint8(at + 51, 0);
 		v.setUint8(at + 52, 0);
 		v.setUint8(at + 53, 0);
 		v.setUint8(at + 54, 0);
@@ -625,6 +686,7 @@ export const revnatCodec: Codec<Revnat> = {
 		state: v.getUint8(at + 48),
 		fins: v.getUint8(at + 49),
 		return_path: v.getUint8(at + 50),
+		inside: v.getUint8(at + 51),
 		used_ns: v.getBigUint64(at + 56, true),
 	}),
 };
@@ -657,35 +719,40 @@ export const fragmentKeyCodec: Codec<FragmentKey> = {
 	}),
 };
 
-/** struct fragment, 32 bytes */
+/** struct fragment, 48 bytes */
 export interface Fragment {
 	readonly ref: number;
 	readonly node: number;
 	readonly addr: string;
+	readonly client: string;
 	readonly return_path: number;
+	readonly inside: number;
 }
 
 export const fragmentCodec: Codec<Fragment> = {
-	size: 32,
-	offsets: { ref: 0, node: 4, addr: 8, return_path: 24, pad: 25 },
+	size: 48,
+	offsets: { ref: 0, node: 4, addr: 8, client: 24, return_path: 40, inside: 41, pad: 42 },
 	encode(row, v, at) {
 		v.setUint32(at, row.ref, true);
 		v.setUint32(at + 4, row.node, true);
 		putIp(row.addr, v, at + 8);
-		v.setUint8(at + 24, row.return_path);
-		v.setUint8(at + 25, 0);
-		v.setUint8(at + 26, 0);
-		v.setUint8(at + 27, 0);
-		v.setUint8(at + 28, 0);
-		v.setUint8(at + 29, 0);
-		v.setUint8(at + 30, 0);
-		v.setUint8(at + 31, 0);
+		putIp(row.client, v, at + 24);
+		v.setUint8(at + 40, row.return_path);
+		v.setUint8(at + 41, row.inside);
+		v.setUint8(at + 42, 0);
+		v.setUint8(at + 43, 0);
+		v.setUint8(at + 44, 0);
+		v.setUint8(at + 45, 0);
+		v.setUint8(at + 46, 0);
+		v.setUint8(at + 47, 0);
 	},
 	decode: (v, at) => ({
 		ref: v.getUint32(at, true),
 		node: v.getUint32(at + 4, true),
 		addr: getIp(v, at + 8),
-		return_path: v.getUint8(at + 24),
+		client: getIp(v, at + 24),
+		return_path: v.getUint8(at + 40),
+		inside: v.getUint8(at + 41),
 	}),
 };
 

@@ -15,6 +15,7 @@ import type {
 	ExactKey,
 	FlowRow,
 	MeshStore,
+	OnLinkKey,
 	OpenTable,
 	RowStore,
 	TableStore,
@@ -37,6 +38,8 @@ import {
 	macKeyCodec,
 	type Node,
 	nodeCodec,
+	onLinkCodec,
+	onLinkKeyCodec,
 	packetsBytesCodec,
 	RevnatState,
 	revnatCodec,
@@ -139,6 +142,21 @@ const acl: WireCodec<AclKey> = (() => {
 	};
 })();
 
+const onLinkKey: WireCodec<OnLinkKey> = (() => {
+	const c = wire(onLinkKeyCodec);
+	return {
+		size: c.size,
+		encode(k, into, off) {
+			const { prefixlen, addr } = aclRow({ acl: 0, prefix: k.prefix });
+			c.encode({ prefixlen, list: k.list, addr }, into, off);
+		},
+		decode(b, off) {
+			const { prefixlen, list, addr } = c.decode(b, off);
+			return { list, prefix: aclKey({ prefixlen, acl: 0, addr }).prefix };
+		},
+	};
+})();
+
 /** Rows in one batch of writing. */
 const WRITE_CHUNK = 8192;
 
@@ -183,14 +201,19 @@ function hashStore<K, V>(map: TypedMap<K, V>): RowStore<K, V> {
 }
 
 /** A trie's lookup answers with the longest prefix, which is not the row that was asked for. */
-function trieStore(map: TypedMap<AclKey, number>): RowStore<AclKey, number> {
+function trieStore<K, V>(map: TypedMap<K, V>): RowStore<K, V> {
 	const base = hashStore(map);
+	const bytes = (key: K): string => {
+		const b = new Uint8Array(map.key.size);
+		map.key.encode(key, b, 0);
+		return Buffer.from(b).toString('hex');
+	};
 	return {
 		...base,
 		get(key) {
 			if (map.get(key) === undefined) return undefined;
-			const wanted = aclKey(aclRow(key));
-			for (const [k, v] of map.entries(CHUNK)) if (k.acl === wanted.acl && k.prefix === wanted.prefix) return v;
+			const wanted = bytes(key);
+			for (const [k, v] of map.entries(CHUNK)) if (bytes(k) === wanted) return v;
 			return undefined;
 		},
 	};
@@ -790,6 +813,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const vteps = typed('vteps', ip4, u32);
 	const allow = typed('allow', acl, u8);
 	const deny = typed('deny', acl, u8);
+	const onLink = typed('on_link', onLinkKey, wire(onLinkCodec));
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
 	const tables = new Tables(slots, transitions, function* () {
@@ -847,6 +871,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		vteps: hashStore(vteps),
 		allow: trieStore(allow),
 		deny: trieStore(deny),
+		onLink: trieStore(onLink),
 		counters(): Counters {
 			const out: Counters = { verdicts: [], frontends: new Map(), backends: new Map() };
 			sumPerCpu(verdictCounters, verdictCounters.maxEntries, (i, [packets, bytes]) => {
@@ -905,7 +930,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 			const tableIds = [...tables.ids()];
 			return [
 				...[uplinks, ports, frontends, backends, nodes].map((r) => of(r.map, r.count())),
-				...[ownAddresses, exactFrontends, localBackends, vteps, allow, deny].map((m) =>
+				...[ownAddresses, exactFrontends, localBackends, vteps, allow, deny, onLink].map((m) =>
 					of(m, count(m as TypedMap<unknown, unknown>, 1000)),
 				),
 				...[revnatNew, revnat, ...lrus].map((m) => of(m, count(m as TypedMap<unknown, unknown>, COUNT_AGE_MS))),

@@ -1,4 +1,4 @@
-import type { Backend, Frontend, LocalBackend, Node, Settings, Uplink } from '../loader/layout.gen.js';
+import type { Backend, Frontend, LocalBackend, Node, OnLink, Settings, Uplink } from '../loader/layout.gen.js';
 
 /**
  * The datapath's maps as reconcile() sees them. src/loader implements it on pinned maps, tests in memory; one contract
@@ -72,6 +72,14 @@ export interface AclKey {
 	prefix: string;
 }
 
+/** Clients that an endpoint must not see as they are (struct on_link_key). */
+export interface OnLinkKey {
+	/** ifindex of the endpoint; 0: the node itself. */
+	list: number;
+	/** Text CIDR, either family. */
+	prefix: string;
+}
+
 /** A flow record of revnat, for GET /v1/flows. */
 export interface FlowRow {
 	client: string;
@@ -112,6 +120,7 @@ export interface MeshStore {
 	readonly vteps: RowStore<string, number>;
 	readonly allow: RowStore<AclKey, number>;
 	readonly deny: RowStore<AclKey, number>;
+	readonly onLink: RowStore<OnLinkKey, OnLink>;
 	counters(): Counters;
 	/** Resets the counters of indexes that are about to be reused. */
 	clearCounters(kind: 'frontends' | 'backends', indexes: Iterable<number>): void;

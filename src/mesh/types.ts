@@ -42,6 +42,8 @@ export interface Task {
 	readonly node: string;
 	readonly address4?: string;
 	readonly address6?: string;
+	/** Networks that it is on beside its gateway's, where its node knows: `10.0.1.0/24`. It answers clients in there on-link. */
+	readonly onLink?: readonly string[];
 	readonly weight: number;
 	readonly state: BackendState;
 }

@@ -48,6 +48,7 @@ export function fakeAgent(): FakeAgent {
 			local: true,
 			delivery: 'process',
 			interface: null,
+			onLink: [],
 			problem: null,
 		},
 		{
@@ -62,6 +63,7 @@ export function fakeAgent(): FakeAgent {
 			local: false,
 			delivery: null,
 			interface: null,
+			onLink: [],
 			problem: null,
 		},
 	];

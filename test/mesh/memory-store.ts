@@ -1,9 +1,19 @@
 /** The datapath's maps in memory: what reconcile() writes to in tests that need no kernel. */
-import type { Backend, Frontend, LocalBackend, Node, Settings, TableRef, Uplink } from '../../src/loader/layout.gen.js';
+import type {
+	Backend,
+	Frontend,
+	LocalBackend,
+	Node,
+	OnLink,
+	Settings,
+	TableRef,
+	Uplink,
+} from '../../src/loader/layout.gen.js';
 import type {
 	AclKey,
 	ExactKey,
 	MeshStore,
+	OnLinkKey,
 	OpenTable,
 	RowStore,
 	TableStore,
@@ -75,6 +85,7 @@ export function createMemoryStore(log = true): MemoryStore {
 			...[...exact.entries()].map(([k]) => `exact_frontends ${JSON.stringify(k)}`),
 			...[...allow.entries()].map(([k]) => `allow ${JSON.stringify(k)}`),
 			...[...deny.entries()].map(([k]) => `deny ${JSON.stringify(k)}`),
+			...[...onLink.entries()].map(([k]) => `on_link ${JSON.stringify(k)}`),
 			...[...nodes.entries()].map(([k]) => `nodes ${k}`),
 			...[...vteps.entries()].map(([k]) => `vteps ${k}`),
 			...[...uplinks.entries()].map(([k]) => `uplinks ${k}`),
@@ -118,6 +129,8 @@ export function createMemoryStore(log = true): MemoryStore {
 	const vteps = rows<string, number>('vteps');
 	const allow = rows<AclKey, number>('allow', (k) => `${k.acl}/${k.prefix}`);
 	const deny = rows<AclKey, number>('deny', (k) => `${k.acl}/${k.prefix}`);
+
+	const onLink = rows<OnLinkKey, OnLink>('on_link', (k) => `${k.list}/${k.prefix}`);
 
 	const table = (id: number): MemoryTable => {
 		const t = memory.tables.get(id);
@@ -207,6 +220,7 @@ export function createMemoryStore(log = true): MemoryStore {
 		vteps,
 		allow,
 		deny,
+		onLink,
 		counters: () => ({ verdicts: [], frontends: new Map(), backends: new Map() }),
 		clearCounters() {},
 		flows: () => ({ flows: [], limited: false }),

@@ -38,6 +38,7 @@ const local: LocalBackend = {
 	state: 1,
 	delivery: 1,
 	return_path: 2,
+	flags: 1,
 };
 const frontend: Frontend = {
 	tables: [
@@ -98,6 +99,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.vteps,
 			s.allow,
 			s.deny,
+			s.onLink,
 		])
 			assert.equal([...rows.entries()], []);
 		assert.equal([...s.tables.ids()], []);
@@ -153,6 +155,18 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			[{ acl: 5, prefix: 'fd00::/8' }, 1],
 		]);
 		assert.equal([...s.deny.entries()], [[{ acl: 5, prefix: '10.1.0.0/16' }, 1]]);
+		const shown = { gateway: '172.18.0.1', ifindex: 0, first_port: 1024, port_count: 31744 };
+		const out = { gateway: 'fd00::fe', ifindex: 2, first_port: 0, port_count: 0 };
+		s.onLink.setMany([
+			[{ list: 9, prefix: '172.18.0.0/16' }, shown],
+			[{ list: 0, prefix: 'fd18::/64' }, out],
+		]);
+		assert.equal(byKey(s.onLink.entries()), [
+			[{ list: 0, prefix: 'fd18::/64' }, out],
+			[{ list: 9, prefix: '172.18.0.0/16' }, shown],
+		]);
+		assert.equal(s.onLink.get({ list: 9, prefix: '172.18.0.0/16' }), shown);
+		assert.is(s.onLink.get({ list: 9, prefix: '172.18.7.0/24' }), undefined);
 
 		s.uplinks.deleteMany([1027, 9]);
 		s.ownAddresses.deleteMany(['10.9.9.9', 'fd00:99::1', '10.9.9.9']);
@@ -172,6 +186,11 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			{ acl: 9, prefix: 'fd00::/8' },
 		]);
 		s.deny.deleteMany([{ acl: 5, prefix: '10.1.0.0/16' }]);
+		s.onLink.deleteMany([
+			{ list: 9, prefix: '172.18.0.0/16' },
+			{ list: 0, prefix: 'fd18::/64' },
+			{ list: 1, prefix: 'fd18::/64' },
+		]);
 		for (const rows of [
 			s.uplinks,
 			s.ownAddresses,
@@ -184,6 +203,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.vteps,
 			s.allow,
 			s.deny,
+			s.onLink,
 		])
 			assert.equal([...rows.entries()], []);
 	});
