@@ -247,7 +247,9 @@ export interface Leg {
 export function sameLeg(a: Leg | undefined, b: Leg | undefined): boolean {
 	return (
 		a === b ||
-		(a?.address4 === b?.address4 && a?.address6 === b?.address6 && (a?.onLink ?? []).join() === (b?.onLink ?? []).join())
+		(a?.address4 === b?.address4 &&
+			a?.address6 === b?.address6 &&
+			(a?.onLink ?? []).join() === (b?.onLink ?? []).join())
 	);
 }
 

@@ -107,8 +107,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 			for (const c of ownContainers(containers)) {
 				there.add(c.task);
 				const leg = byContainer.get(c.id);
-				if (leg !== undefined)
-					next.set(c.task, c.networks.length === 0 ? leg : { ...leg, onLink: c.networks });
+				if (leg !== undefined) next.set(c.task, c.networks.length === 0 ? leg : { ...leg, onLink: c.networks });
 				const known = said.get(c.task);
 				// One that died while events were not heard.
 				if (!c.running && c.ended && known?.state !== 'down') {
