@@ -40,13 +40,13 @@ import { json, type Run, run as runCommand } from './exec.js';
 import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
-import { watchKernel } from './monitor.js';
+import { watchKernel, watchRules } from './monitor.js';
 import { type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
-import { reservePorts } from './ports.js';
+import { listening, reservePorts } from './ports.js';
 import { openSource, type Source } from './source.js';
 import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
 import { STREAM_PORT } from './stream.js';
@@ -101,6 +101,8 @@ const HEARTBEAT_MS = 1000;
 const SETTLE_MS = 5000;
 /** Without any sign of a change: what no event told. */
 const FULL_MS = 30_000;
+/** Between looks at what listens on published ports. */
+const SOCKETS_MS = 3000;
 /** How long a backend that came while no agent ran may wait for its node's agent. */
 const NEWCOMERS_WAIT_MS = 15_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
@@ -109,6 +111,14 @@ const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
 const PEERS_START_MS = 5000;
 /** A restarted agent first asks who is down, or it would give the dead their flows back for a moment. */
 const PEERS_SETTLE_MS = 800;
+
+function usesLegacyIptables(): boolean {
+	try {
+		return ['ip', 'ip6'].some((f) => readFileSync(`/proc/net/${f}_tables_names`, 'utf8').trim() !== '');
+	} catch {
+		return false;
+	}
+}
 
 /** Where cgroup2 is mounted; undefined: nowhere. */
 export function cgroupRoot(mounts = readFileSync('/proc/mounts', 'utf8')): string | undefined {
@@ -298,6 +308,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const warnings = new Map<string, string>();
 		const attached = new Map<number, { name: string; mode: 'native' | 'generic' }>();
 		const endpoints = new Set<number>();
+		const gateways = new Set<number>();
 		const recent = {
 			runs: 0,
 			errors: 0,
@@ -456,6 +467,25 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
+		function attachGateways(l: Local): void {
+			const wanted = l.facts.gateways;
+			for (const [ifindex, g] of wanted) {
+				try {
+					d.attachGateway(ifindex, g.ifindex === ifindex);
+					gateways.add(ifindex);
+					attachErrors.delete(`gateway ${ifindex}`);
+				} catch (e) {
+					attachErrors.set(`gateway ${ifindex}`, `${l.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
+				}
+			}
+			for (const ifindex of gateways) {
+				if (wanted.has(ifindex)) continue;
+				d.detachGateway(ifindex);
+				gateways.delete(ifindex);
+				attachErrors.delete(`gateway ${ifindex}`);
+			}
+		}
+
 		async function attachUplinks(l: Local): Promise<void> {
 			for (const { link, l3 } of l.uplinks) {
 				try {
@@ -518,6 +548,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (a.ifindex === undefined || a.severed) continue;
 				if (a.slot === 'uplink_xdp') attached.set(a.ifindex, { name: String(a.ifindex), mode: a.mode ?? 'native' });
 				if (a.slot === 'endpoint_tc') endpoints.add(a.ifindex);
+				if (a.slot === 'gateway_tc') gateways.add(a.ifindex);
 			}
 		}
 
@@ -637,6 +668,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								vxlanPort: config.datapath.vxlanPort,
 								httpPorts: ownPorts(config),
 								acceptFirewallBypass: config.datapath.acceptFirewallBypass,
+								gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
 							})
 						: local;
 				local = l;
@@ -698,6 +730,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
 				if (committed && looks) {
 					await attachUplinks(l);
+					attachGateways(l);
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.
 					const inUse = new Set([...d.store.localBackends.entries()].map(([, row]) => row.ifindex));
 					for (const ifindex of endpoints) {
@@ -855,6 +888,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						...((mesh?.vips.services.size ?? 0) > 0 && namespaces?.problem() !== undefined
 							? [namespaces.problem() as string]
 							: []),
+						...views.onLinkWarnings(now, closed ? undefined : d.store.counters()),
 						...(local?.warnings ?? []),
 						...attachErrors.values(),
 					],
@@ -998,7 +1032,35 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		let closing: Promise<void> | undefined;
+		const rules = watchRules(() => {
+			locals.rereadFirewall();
+			mark('the firewall', true);
+		});
+		// What listens on a published port by now, and rules that no monitor hears of: told within seconds.
+		let heard: string | undefined;
+		const sockets = setInterval(() => {
+			const ports = local?.allPublishedPorts;
+			if (ports === undefined || ports.size === 0) return;
+			void listening(run, ports).then(
+				(now) => {
+					if (closed || heard === now) return;
+					heard = now;
+					mark('a socket', true);
+				},
+				() => undefined,
+			);
+		}, SOCKETS_MS);
+		const legacy = setInterval(() => {
+			if (!rules.running || usesLegacyIptables()) {
+				locals.rereadFirewall();
+				mark('the firewall', true);
+			}
+		}, FULL_MS);
+
 		function stop(): void {
+			clearInterval(sockets);
+			clearInterval(legacy);
+			rules.close();
 			clearTimeout(timer);
 			clearInterval(heartbeat);
 			clearInterval(settle);
