@@ -9,6 +9,7 @@ const volatile enum frontend_flag frontend_flag;
 const volatile enum backend_state backend_state;
 const volatile enum delivery delivery;
 const volatile enum return_path return_path;
+const volatile enum local_flag local_flag;
 const volatile enum node_flag node_flag;
 const volatile enum network_flag network_flag;
 const volatile enum overlay_flag overlay_flag;

@@ -164,6 +164,15 @@ struct {
 	__type(value, struct overlay_port);
 } overlay_ports SEC(".maps");
 
+/* Clients that an endpoint would answer on-link, and those that the node would. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct on_link_key);
+	__type(value, struct on_link);
+} on_link SEC(".maps");
+
 /* SYNs of slots in transition: a flood fills this one and no other. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

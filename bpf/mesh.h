@@ -158,6 +158,14 @@ enum delivery {
 	DELIVER_PROCESS = 3,	/* a process on this node */
 };
 
+/* local_backend.flags */
+enum local_flag {
+	LOCAL_ON_LINK = 1 << 0,		/* some clients must not be seen as they are: `on_link` says which */
+	/* Only in rows that gateway_tc makes for a flow: */
+	LOCAL_INSIDE = 1 << 1,		/* the client is a task of this node */
+	LOCAL_MASQUERADED = 1 << 2,	/* and is seen as the frontend's own address */
+};
+
 enum return_path {
 	RETURN_AUTO = 0,	/* DSR where the node's row says it is proven, else tunnel */
 	RETURN_DSR = 1,
@@ -181,7 +189,23 @@ struct local_backend {
 	__u8 state;		/* enum backend_state */
 	__u8 delivery;		/* enum delivery */
 	__u8 return_path;	/* enum return_path */
-	__u8 pad[2];
+	__u8 flags;		/* enum local_flag */
+	__u8 pad;
+};
+
+/* `on_link`: longest-prefix trie over (list, address). */
+struct on_link_key {
+	__u32 prefixlen;	/* 32 + bits of the prefix, IPv4 as ::ffff:0:0/96 */
+	__u32 list;		/* ifindex of an endpoint; 0: the node itself */
+	struct in6_addr addr;	/* a client's */
+};
+
+/* What an endpoint is shown in place of the client. List 0: the way to clients that the node's routes would not find. */
+struct on_link {
+	struct in6_addr gateway;
+	__u32 ifindex;		/* list 0: where the gateway is */
+	__u16 first_port;	/* stand-in ports, outside those that the node's own dials use */
+	__u16 port_count;
 };
 
 enum node_flag {
@@ -286,7 +310,8 @@ struct revnat {
 	__u8 state;		/* enum revnat_state */
 	__u8 fins;		/* 1: client's, 2: endpoint's */
 	__u8 return_path;	/* enum return_path */
-	__u8 pad[5];
+	__u8 inside;		/* the client is a task of this node */
+	__u8 pad[4];
 	__u64 used_ns;		/* CLOCK_BOOTTIME */
 };
 
@@ -303,8 +328,10 @@ struct fragment {
 	__u32 ref;		/* uplink: the backend */
 	__u32 node;		/* endpoint: the ingress node */
 	struct in6_addr addr;	/* endpoint: the frontend's address */
+	struct in6_addr client;	/* endpoint: the client as it is */
 	__u8 return_path;
-	__u8 pad[7];
+	__u8 inside;
+	__u8 pad[6];
 };
 
 /* `allow`, `deny`: longest-prefix tries over (list, address). */
@@ -416,6 +443,7 @@ enum verdict {
 	DELIVER_SOCKET,		/* a node's process got a backend at connect time */
 	DELIVER_OVERLAY,	/* into an endpoint of an overlay network */
 	DELIVER_VIP,		/* a task that dialled a VIP got a task at connect time */
+	DELIVER_ON_LINK,	/* into an endpoint, with the gateway's address: the client's own would be answered on-link */
 	RETURN_CLIENT_DSR,	/* straight to the client */
 	RETURN_CLIENT_LOCAL,	/* the flow entered on this node: straight to the client */
 	RETURN_ENCAP,		/* by tunnel to the ingress node */
@@ -425,6 +453,7 @@ enum verdict {
 	RETURN_FRAGMENTED,	/* fragmented before encapsulation */
 	RETURN_NEIGHBOUR,	/* ARP or a neighbour solicitation of an overlay endpoint, answered */
 	RETURN_ECHO,		/* a ping of a service's VIP, answered */
+	RETURN_TASK,		/* to a task of this node that dialled */
 	DROP_MALFORMED,		/* truncated or inconsistent headers in a packet meant for us */
 	DROP_UNKNOWN_VTEP,	/* VXLAN of our VNI from an address that is no node's */
 	DROP_UNKNOWN_BACKEND,	/* the inner MAC names no live backend of ours */
@@ -478,6 +507,8 @@ _Static_assert(sizeof(struct overlay_slice_key) == 24, "overlay_slice_key has pa
 _Static_assert(sizeof(struct overlay_port) == 44, "overlay_port");
 _Static_assert(sizeof(struct vip_key) == 20, "vip_key has padding");
 _Static_assert(sizeof(struct vip_backend) == 24, "vip_backend");
+_Static_assert(sizeof(struct on_link) == 24, "on_link");
+_Static_assert(sizeof(struct revnat) == 64, "revnat: one cache line");
 _Static_assert(VERDICT_COUNT <= 64, "verdicts fit their counter row");
 #endif
 

@@ -49,10 +49,11 @@ GLOBAL int find_reply_fragment(const struct packet *p, struct revnat *out)
 	if (!f)
 		return -1;
 	out->addr = f->addr;
-	out->client = p->dst;
+	out->client = f->client;
 	out->node = f->node;
 	out->ref = f->ref;
 	out->return_path = f->return_path;
+	out->inside = f->inside;
 	return 0;
 }
 
@@ -65,10 +66,36 @@ GLOBAL int remember_reply_fragment(const struct packet *p, const struct revnat *
 		return -1;
 	fragment_key_of(&k, p);
 	f.addr = v->addr;
+	f.client = v->client;
+	f.inside = v->inside;
 	f.node = v->node;
 	f.ref = v->ref;
 	f.return_path = v->return_path;
 	return bpf_map_update_elem(&fragments, &k, &f, BPF_ANY);
+}
+
+/* The client that an ICMP error quotes and goes to, where the endpoint was shown another address. */
+NOINLINE int rewrite_error_client(struct __sk_buff *skb, const struct packet *p, const struct in6_addr *seen,
+				  const struct in6_addr *client)
+{
+	__u32 check = p->l4 + 2, quoted = p->l4 + 8;
+
+	if (p->family == 4) {
+		__be32 a = seen->s6_addr32[3], b = client->s6_addr32[3], to = p->dst.s6_addr32[3];
+
+		return bpf_l3_csum_replace(skb, quoted + offsetof(struct iphdr, check), a, b, 4) ||
+		       bpf_skb_store_bytes(skb, quoted + offsetof(struct iphdr, saddr), &b, 4, 0) ||
+		       bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), to, b, 4) ||
+		       bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &b, 4, 0);
+	}
+	__s64 d = bpf_csum_diff((__be32 *)seen, 16, (__be32 *)client, 16, 0);
+
+	if (bpf_l4_csum_replace(skb, check, 0, d, 0))
+		return -1;
+	d = bpf_csum_diff((__be32 *)&p->dst, 16, (__be32 *)client, 16, 0);
+	return bpf_l4_csum_replace(skb, check, 0, d, BPF_F_PSEUDO_HDR) ||
+	       bpf_skb_store_bytes(skb, quoted + offsetof(struct ipv6hdr, saddr), client, 16, 0) ||
+	       bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, daddr), client, 16, 0);
 }
 
 /* An ICMP error that an endpoint sends about a client's packet: the quoted packet as the client sent it. */
@@ -88,8 +115,12 @@ GLOBAL int rewrite_reply_error(struct __sk_buff *skb, const struct packet *p, st
 		return -1;
 	*v = *found;
 
-	struct in6_addr addr = v->addr;
+	struct in6_addr addr = v->addr, client = v->client;
 	__be16 port = v->port, client_port = v->client_port;
+
+	if (unlikely(!same_addr(&q.dst, &client)) && rewrite_error_client(skb, p, &q.dst, &client))
+		return -1;
+
 	__u32 check = p->l4 + 2, quoted = p->l4 + 8, ports = q.l4 & 0x7ff;
 
 	if (bpf_l4_csum_replace(skb, check, q.sport, port, 2) ||
@@ -168,7 +199,8 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 	if (!n)
 		return DROP_NO_NEXT_HOP;
 
-	bool local = node == s->self, tunnel = !local && by_tunnel(v, n);
+	/* A task of another node that dialled is seen as that node's own address: only a tunnel carries A → A. */
+	bool local = node == s->self, tunnel = !local && (by_tunnel(v, n) || same_addr(&v->addr, &v->client));
 
 	if (tunnel && !(n->flags & NODE_RESOLVED))
 		return DROP_NO_NEXT_HOP;
@@ -196,7 +228,7 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) && !local)
 		clamp_mss_skb(skb, p, tunnel_mss(n->mtu, p->family));
 	if (!tunnel) {
-		p->action = own ? TC_CONTINUE : to_client(skb, p);
+		p->action = own ? TC_CONTINUE : to_client(skb, p, v->inside);
 		if (p->action == TC_ACT_SHOT)
 			return DROP_NO_NEXT_HOP;
 		return local ? RETURN_CLIENT_LOCAL : RETURN_CLIENT_DSR;

@@ -6,6 +6,9 @@
  * second flow gets a stand-in port, derived from the flow, so that any later packet finds it again:
  *
  *	candidate 0: the client's own port      candidates 1..3: 1024 + hash(flow, i) % 64512
+ *
+ * A client that the endpoint is on-link with (`on_link`) is shown as the gateway, whose ports are shared with all such
+ * clients and with the node's own dials: eight candidates, all of them hashed, in a range that those dials do not use.
  */
 #ifndef BEELINE_REVNAT_H
 #define BEELINE_REVNAT_H
@@ -14,25 +17,53 @@
 #include "count.h"
 
 #define REVNAT_CANDIDATES 4
+#define ON_LINK_CANDIDATES 8
+
+/* What the programs that enter flows run on. */
+#ifndef REVNAT_CTX
+#define REVNAT_CTX struct xdp_md
+#endif
+
+/* revnat_enter(): the endpoint is to see the gateway. No verdict has this number. */
+#define SHOW_GATEWAY (-1)
 
 #define FIN_CLIENT 1
 #define FIN_ENDPOINT 2
 #define BORN_WITHOUT_SYN 4
 
-INLINE __be16 candidate(const struct packet *p, __u32 i)
+INLINE __u32 candidate_hash(const struct packet *p, __u32 i)
 {
-	if (i == 0)
-		return p->sport;
 	__u32 a = p->src.s6_addr32[3] ^ p->src.s6_addr32[1], b = p->dst.s6_addr32[3] ^ p->dst.s6_addr32[1];
 	__u32 c = ((__u32)p->sport << 16 | p->dport) + i;
 
 	JHASH_FINAL(a, b, c);
-	return bpf_htons(1024 + c % 64512);
+	return c;
+}
+
+INLINE __be16 candidate(const struct packet *p, __u32 i)
+{
+	return i == 0 ? p->sport : bpf_htons(1024 + candidate_hash(p, i) % 64512);
+}
+
+INLINE __be16 gateway_candidate(const struct packet *p, const struct on_link *o, __u32 i)
+{
+	__u32 n = o->port_count, first = o->first_port;
+
+	return bpf_htons(n ? first + (candidate_hash(p, i) ^ p->src.s6_addr32[3]) % n : 1024 + candidate_hash(p, i) % 64512);
+}
+
+/* What an endpoint is to be shown in place of a client; NULL: the client itself. */
+NOINLINE struct on_link *on_link_of(__u32 list, const struct in6_addr *client)
+{
+	struct on_link_key k = { .prefixlen = 32 + 128, .list = list, .addr = *client };
+
+	return bpf_map_lookup_elem(&on_link, &k);
 }
 
 INLINE bool is_mine(const struct revnat *v, const struct packet *p)
 {
-	return v->port == p->dport && v->client_port == p->sport && same_addr(&v->addr, &p->dst);
+	return v->port == p->dport && v->client_port == p->sport && same_addr(&v->addr, &p->dst) &&
+	       same_addr(&v->client, &p->src);
 }
 
 INLINE void promote(const struct revnat_key *k, struct revnat *v)
@@ -66,9 +97,14 @@ INLINE void client_spoke(const struct revnat_key *k, struct revnat *v, const str
 	}
 }
 
-/* A socket of this node, other than a listener, that already owns the tuple: a direct dial of the same process. */
-INLINE bool socket_owns(void *ctx, const struct packet *p, const struct revnat_key *k)
+/*
+ * A socket of this node, other than a listener, that already owns the tuple: a direct dial of the same process, or
+ * (`dialled`) the node's own dial of the same endpoint.
+ */
+NOINLINE bool socket_owns(REVNAT_CTX *ctx, const struct packet *p, const struct revnat_key *k, bool dialled)
 {
+	const struct in6_addr *remote = dialled ? &k->endpoint : &k->client, *local = dialled ? &k->client : &k->endpoint;
+	__be16 remote_port = dialled ? k->port : k->client_port, local_port = dialled ? k->client_port : k->port;
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	bool owns;
@@ -76,16 +112,16 @@ INLINE bool socket_owns(void *ctx, const struct packet *p, const struct revnat_k
 	if (p->proto != IPPROTO_TCP)
 		return false;
 	if (p->family == 4) {
-		tuple.ipv4.saddr = k->client.s6_addr32[3];
-		tuple.ipv4.daddr = k->endpoint.s6_addr32[3];
-		tuple.ipv4.sport = k->client_port;
-		tuple.ipv4.dport = k->port;
+		tuple.ipv4.saddr = remote->s6_addr32[3];
+		tuple.ipv4.daddr = local->s6_addr32[3];
+		tuple.ipv4.sport = remote_port;
+		tuple.ipv4.dport = local_port;
 		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, &k->client, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, &k->endpoint, 16);
-		tuple.ipv6.sport = k->client_port;
-		tuple.ipv6.dport = k->port;
+		__builtin_memcpy(tuple.ipv6.saddr, remote, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, local, 16);
+		tuple.ipv6.sport = remote_port;
+		tuple.ipv6.dport = local_port;
 		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 	}
 	if (!sk)
@@ -96,10 +132,10 @@ INLINE bool socket_owns(void *ctx, const struct packet *p, const struct revnat_k
 }
 
 /*
- * Finds or makes the record of a client's packet and says which client port the endpoint shall see. Returns 0, or
- * the verdict to leave with. Looks through all candidates before it inserts: the flow may live at any of them.
+ * Finds or makes the record of a client's packet and says which client port the endpoint shall see. Returns 0,
+ * SHOW_GATEWAY, or the verdict to leave with. Looks through all candidates before it inserts: the flow may live at any of them.
  */
-GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct local_backend *lb, __u32 node,
+GLOBAL int revnat_enter(REVNAT_CTX *ctx, const struct packet *p, const struct local_backend *lb, __u32 node,
 			__be16 *port)
 {
 	if (!p || !lb || !port)
@@ -111,6 +147,10 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 		.port = lb->port,
 		.proto = p->proto,
 	};
+
+	if (lb->flags & LOCAL_MASQUERADED)
+		k.client = k.endpoint;
+
 	struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
 
 	if (likely(v && is_mine(v, p))) {
@@ -122,10 +162,17 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 	}
 
 	bool syn = is_syn(p), tcp = p->proto == IPPROTO_TCP, takes_over = false, promoted = false;
-	int free = -1;
+	int free = -1, found = 0;
+	struct on_link *o = lb->flags & LOCAL_ON_LINK ? on_link_of(lb->ifindex, &p->src) : NULL;
 
-	for (int i = 0; i < REVNAT_CANDIDATES; i++) {
-		k.client_port = candidate(p, i);
+	if (unlikely(o)) {
+		k.client = o->gateway;
+		found = SHOW_GATEWAY;
+	}
+	for (int i = 0; i < ON_LINK_CANDIDATES; i++) {
+		if (!o && i >= REVNAT_CANDIDATES)
+			break;
+		k.client_port = o ? gateway_candidate(p, o, i) : candidate(p, i);
 		v = bpf_map_lookup_elem(&revnat, &k);
 		bool fresh = !v;
 
@@ -135,7 +182,7 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 			if (is_mine(v, p)) {
 				*port = k.client_port;
 				client_spoke(&k, v, p, node, fresh);
-				return 0;
+				return found;
 			}
 			if (free < 0 && syn && v->state == REVNAT_CLOSING) {
 				free = i;
@@ -143,7 +190,7 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 				promoted = !fresh;
 			}
 		} else if (free < 0) {
-			if (lb->delivery == DELIVER_PROCESS && socket_owns(ctx, p, &k) && syn)
+			if ((o || lb->delivery == DELIVER_PROCESS) && socket_owns(ctx, p, &k, o) && syn)
 				continue;
 			free = i;
 		}
@@ -166,8 +213,9 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 	n->state = REVNAT_NEW;
 	n->fins = tcp && !syn ? BORN_WITHOUT_SYN : 0;
 	n->return_path = lb->return_path;
+	n->inside = !!(lb->flags & LOCAL_INSIDE);
 	n->used_ns = bpf_ktime_get_coarse_ns();
-	k.client_port = candidate(p, free);
+	k.client_port = o ? gateway_candidate(p, o, free) : candidate(p, free);
 	if (promoted)
 		bpf_map_delete_elem(&revnat, &k);
 	if (bpf_map_update_elem(&revnat_new, &k, n, takes_over ? BPF_ANY : BPF_NOEXIST)) {
@@ -179,7 +227,7 @@ GLOBAL int revnat_enter(struct xdp_md *ctx, const struct packet *p, const struct
 		count_new_flow(lb->ref);
 	}
 	*port = k.client_port;
-	return 0;
+	return found;
 }
 
 /* The record that an endpoint's packet answers; `p` is the reply as the endpoint sent it. */

@@ -130,6 +130,47 @@ GLOBAL int rewrite_destination(struct xdp_md *ctx, const struct packet *p, const
 	return 0;
 }
 
+/* The source address, after rewrite_destination(). */
+NOINLINE int rewrite_source(struct xdp_md *ctx, const struct packet *p, const struct in6_addr *addr)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u64 d = diff_addr(&p->src, addr);
+	__u16 *check;
+
+	if (p->family == 4) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		ip->check = apply_diff(ip->check, d);
+		ip->saddr = addr->s6_addr32[3];
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		ip->saddr = *addr;
+	}
+	if (p->fragment == LATER_FRAGMENT)
+		return 0;
+	if (p->proto == IPPROTO_UDP)
+		check = data + L4_OFFSET(p) + offsetof(struct udphdr, check);
+	else if (p->proto == IPPROTO_TCP)
+		check = data + L4_OFFSET(p) + offsetof(struct tcphdr, check);
+	else if (p->family == 6)
+		check = data + L4_OFFSET(p) + offsetof(struct icmp_header, checksum);
+	else
+		return 0;
+	if ((void *)(check + 1) > end)
+		return -1;
+	if (p->proto != IPPROTO_UDP || *check) {
+		__u16 c = apply_diff(*check, d);
+
+		*check = p->proto == IPPROTO_UDP && !c ? 0xffff : c;
+	}
+	return 0;
+}
+
 /*
  * Turns an error about a reply into one about what the endpoint sent: its own address and target port, and the client
  * port that it knows. The quoted IP header's checksum takes up the change of its address, so the ICMP checksum of
@@ -168,6 +209,34 @@ NOINLINE int rewrite_quoted(struct xdp_md *ctx, const struct packet *p, const st
 		in->saddr = *endpoint;
 	}
 	*check = apply_diff(*check, d);
+	return 0;
+}
+
+/* The destination that an error quotes: the client, as the endpoint knows it. */
+NOINLINE int rewrite_quoted_client(struct xdp_md *ctx, const struct packet *p, const struct in6_addr *was,
+				   const struct in6_addr *addr)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u64 d = diff_addr(was, addr);
+	__u32 quoted = (p->l4 & 0x3ff) + 8;
+
+	if (p->family == 4) {
+		struct iphdr *in = data + quoted;
+
+		/* The quoted header's checksum takes up the change. */
+		if ((void *)(in + 1) > end)
+			return -1;
+		in->check = apply_diff(in->check, d);
+		in->daddr = addr->s6_addr32[3];
+	} else {
+		struct ipv6hdr *in = data + quoted;
+		__u16 *check = data + (p->l4 & 0x3ff) + 2;
+
+		if ((void *)(in + 1) > end || (void *)(check + 1) > end)
+			return -1;
+		in->daddr = *addr;
+		*check = apply_diff(*check, d);
+	}
 	return 0;
 }
 

@@ -62,6 +62,11 @@ INLINE int replace_addr(struct __sk_buff *skb, const struct packet *p, const str
 
 		if (bpf_l4_csum_replace(skb, l4_check_offset(p), 0, diff, BPF_F_PSEUDO_HDR | udp))
 			return -1;
+		/*
+		 * Where the sum of the whole packet is known (a card's, or conntrack's after it put fragments together), that helper
+		 * takes the change off it, as if an IPv4 header's checksum made up for it. IPv6 has none; elsewhere this does nothing.
+		 */
+		bpf_csum_update(skb, diff);
 	}
 	return bpf_skb_store_bytes(skb, ETH_HLEN + offset6, to, 16, 0);
 }
@@ -141,8 +146,11 @@ GLOBAL int clamp_mss_skb(struct __sk_buff *skb, const struct packet *p, __u16 ms
 	return bpf_skb_store_bytes(skb, at, &value, 2, 0);
 }
 
-/* Out to the destination of `p`, over the device and next hop that the node's routes say for its source. */
-GLOBAL int to_client(struct __sk_buff *skb, const struct packet *p)
+/*
+ * Out to the destination of `p`, over the device and next hop that the node's routes say for its source. A client that
+ * is not `inside` may have an address that the node itself is on-link with by a bridge of tasks: out by the default route.
+ */
+GLOBAL int to_client(struct __sk_buff *skb, const struct packet *p, __u32 inside)
 {
 	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 	struct bpf_redir_neigh nh = {};
@@ -165,6 +173,19 @@ GLOBAL int to_client(struct __sk_buff *skb, const struct packet *p)
 	}
 	long r = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 
+	me = bpf_map_lookup_elem(&nodes, &self);
+	if (unlikely(!inside && me && (r == BPF_FIB_LKUP_RET_NOT_FWDED || fib.ifindex != me->ifindex))) {
+		struct on_link *out = on_link_of(0, &p->dst);
+
+		if (out) {
+			nh.nh_family = fib.family;
+			__builtin_memcpy(nh.ipv6_nh, &out->gateway, 16);
+			if (fib.family == AF_INET)
+				nh.ipv4_nh = out->gateway.s6_addr32[3];
+			skb->mark = s->mark + SKB_OURS;
+			return bpf_redirect_neigh(out->ifindex, &nh, sizeof(nh), 0);
+		}
+	}
 	if (likely(r == BPF_FIB_LKUP_RET_SUCCESS || r == BPF_FIB_LKUP_RET_NO_NEIGH ||
 		   r == BPF_FIB_LKUP_RET_FRAG_NEEDED)) {
 		nh.nh_family = fib.family;
@@ -175,7 +196,6 @@ GLOBAL int to_client(struct __sk_buff *skb, const struct packet *p)
 		skb->mark = s->mark + SKB_OURS;
 		return bpf_redirect_neigh(fib.ifindex, &nh, sizeof(nh), 0);
 	}
-	me = bpf_map_lookup_elem(&nodes, &self);
 	if (!me || !me->ifindex)
 		return TC_ACT_SHOT;
 	if (r == BPF_FIB_LKUP_RET_NOT_FWDED) {	/* the node itself is the client */

@@ -42,6 +42,25 @@ INLINE int send_fragments(struct __sk_buff *skb, struct packet *p, const struct 
 	return RETURN_FRAGMENTED;
 }
 
+/* A reply that came by tunnel for a task of this node, which its backend knows by this node's address (gateway_tc). */
+INLINE int to_dialler(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 zero = 0;
+	struct revnat *v = bpf_map_lookup_elem(&reply_scratch, &zero);
+
+	if (!v)
+		return DROP_HELPER;
+	if (find(skb, p, v) != FOUND || !v->inside)
+		return DROP_BAD_RETURN;
+	if (!is_icmp(p) && rewrite_reply(skb, p, v))
+		return DROP_HELPER;
+	p->ref = v->ref;
+	p->src = v->addr;
+	p->dst = v->client;
+	p->action = to_client(skb, p, true);
+	return p->action == TC_ACT_SHOT ? DROP_NO_NEXT_HOP : RETURN_TASK;
+}
+
 INLINE int ingress(struct __sk_buff *skb, struct packet *p)
 {
 	struct settings *s = settings_row();
@@ -82,7 +101,9 @@ INLINE int ingress(struct __sk_buff *skb, struct packet *p)
 	if (parse_skb(skb, p))
 		return DROP_MALFORMED;
 	if (kind == MARK_RETURN) {
-		p->action = to_client(skb, p);
+		if (unlikely(same_addr(&p->src, &p->dst)))
+			return to_dialler(skb, p);
+		p->action = to_client(skb, p, false);
 		return p->action == TC_ACT_SHOT ? DROP_NO_NEXT_HOP : RETURN_FORWARD;
 	}
 	return kind == MARK_ENCAP ? send_fragments(skb, p, s, value, false) : PASS_UNMARKED;

@@ -35,6 +35,18 @@ INLINE int mark_for(struct xdp_md *ctx, const struct settings *s, const struct l
 	return put_mark(ctx, s->mark, lb->delivery == DELIVER_PEER ? MARK_PEER : MARK_NEIGH, lb->ifindex);
 }
 
+/* The gateway in place of a client that the endpoint is on-link with. Returns 0, SHOW_GATEWAY where it was put there, or -2. */
+GLOBAL int show_gateway(struct xdp_md *ctx, const struct packet *p, __u32 ifindex)
+{
+	if (!p)
+		return -2;
+	struct on_link *o = on_link_of(ifindex, &p->src);
+
+	if (!o)
+		return 0;
+	return rewrite_source(ctx, p, &o->gateway) ? -2 : SHOW_GATEWAY;
+}
+
 /* Into an endpoint or to a process. `p` is the client's packet as it entered the mesh. */
 INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct passage *to)
 {
@@ -42,19 +54,24 @@ INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *
 	struct in6_addr addr = p->family == 4 ? lb->addr4 : lb->addr6;
 	__be16 client_port = p->sport, port = lb->port;
 	__u32 node = to->node;
+	int shown = lb->flags & LOCAL_ON_LINK;
 
 	if (p->proto != lb->proto && p->fragment != LATER_FRAGMENT)
 		return DROP_MALFORMED;
 	if (unlikely((addr.s6_addr32[0] | addr.s6_addr32[1] | addr.s6_addr32[2] | addr.s6_addr32[3]) == 0))
 		return DROP_UNKNOWN_BACKEND;	/* it has no address of this family */
 	if (likely(p->fragment != LATER_FRAGMENT)) {
-		int refused = revnat_enter(ctx, p, lb, node, &client_port);
-
-		if (refused)
-			return refused;
+		shown = revnat_enter(ctx, p, lb, node, &client_port);
+		if (unlikely(shown > 0))
+			return shown;
 	}
 	if (rewrite_destination(ctx, p, &addr, port, client_port))
 		return DROP_MALFORMED;
+	if (unlikely(shown)) {
+		shown = show_gateway(ctx, p, lb->ifindex);
+		if (shown < SHOW_GATEWAY)
+			return DROP_MALFORMED;
+	}
 	if (unlikely(is_syn(p)) && node != s->self && lb->return_path != RETURN_DSR) {
 		struct node *n = bpf_map_lookup_elem(&nodes, &node);
 
@@ -66,6 +83,8 @@ INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *
 		return DROP_HELPER;
 	if (p->fragment == LATER_FRAGMENT)
 		return DELIVER_FRAGMENT;
+	if (unlikely(shown))
+		return DELIVER_ON_LINK;
 	return lb->delivery == DELIVER_PROCESS ? DELIVER_LOCAL_PROCESS : DELIVER_ENDPOINT;
 }
 
@@ -74,6 +93,7 @@ GLOBAL int enter_icmp(struct xdp_md *ctx, const struct packet *p, const struct l
 {
 	struct packet q = {};
 	__be16 quoted[2];
+	struct on_link *o = NULL;
 	bool found = false;
 
 	if (!p || !lb)
@@ -84,18 +104,26 @@ GLOBAL int enter_icmp(struct xdp_md *ctx, const struct packet *p, const struct l
 	if (parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, &q))
 		return DROP_MALFORMED;
 	k.client = q.src;
-	for (int i = 0; i < REVNAT_CANDIDATES && !found; i++) {
-		k.client_port = candidate(&q, i);
+	for (__u32 i = 0; i < REVNAT_CANDIDATES + ON_LINK_CANDIDATES && !found; i++) {
+		if (i == REVNAT_CANDIDATES) {
+			o = lb->flags & LOCAL_ON_LINK ? on_link_of(lb->ifindex, &q.src) : NULL;
+			if (!o)
+				break;
+			k.client = o->gateway;
+		}
+		k.client_port = o ? gateway_candidate(&q, o, i - REVNAT_CANDIDATES) : candidate(&q, i);
 		struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
 
 		if (!v)
 			v = bpf_map_lookup_elem(&revnat_new, &k);
 		found = v && is_mine(v, &q);
-		quoted[1] = k.client_port;
 	}
 	if (!found)
 		return DROP_UNKNOWN_BACKEND;
 	quoted[0] = lb->port;
+	quoted[1] = k.client_port;
+	if (o && (rewrite_quoted_client(ctx, p, &q.src, &o->gateway) || rewrite_source(ctx, p, &o->gateway)))
+		return DROP_MALFORMED;
 	return rewrite_quoted(ctx, p, &q, &endpoint, quoted) ? DROP_MALFORMED : 0;
 }
 

@@ -294,6 +294,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const warnings = new Map<string, string>();
 		const attached = new Map<number, { name: string; mode: 'native' | 'generic' }>();
 		const endpoints = new Set<number>();
+		const gateways = new Set<number>();
 		const recent = {
 			runs: 0,
 			errors: 0,
@@ -452,6 +453,25 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
+		function attachGateways(l: Local): void {
+			const wanted = l.facts.gateways;
+			for (const [ifindex, g] of wanted) {
+				try {
+					d.attachGateway(ifindex, g.ifindex === ifindex);
+					gateways.add(ifindex);
+					attachErrors.delete(`gateway ${ifindex}`);
+				} catch (e) {
+					attachErrors.set(`gateway ${ifindex}`, `${l.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
+				}
+			}
+			for (const ifindex of gateways) {
+				if (wanted.has(ifindex)) continue;
+				d.detachGateway(ifindex);
+				gateways.delete(ifindex);
+				attachErrors.delete(`gateway ${ifindex}`);
+			}
+		}
+
 		async function attachUplinks(l: Local): Promise<void> {
 			for (const { link, l3 } of l.uplinks) {
 				try {
@@ -514,6 +534,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (a.ifindex === undefined || a.severed) continue;
 				if (a.slot === 'uplink_xdp') attached.set(a.ifindex, { name: String(a.ifindex), mode: a.mode ?? 'native' });
 				if (a.slot === 'endpoint_tc') endpoints.add(a.ifindex);
+				if (a.slot === 'gateway_tc') gateways.add(a.ifindex);
 			}
 		}
 
@@ -633,6 +654,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								vxlanPort: config.datapath.vxlanPort,
 								httpPorts: ownPorts(config),
 								acceptFirewallBypass: config.datapath.acceptFirewallBypass,
+								gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
 							})
 						: local;
 				local = l;
@@ -694,6 +716,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
 				if (committed && looks) {
 					await attachUplinks(l);
+					attachGateways(l);
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.
 					const inUse = new Set([...d.store.localBackends.entries()].map(([, row]) => row.ifindex));
 					for (const ifindex of endpoints) {
@@ -851,6 +874,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						...((mesh?.vips.services.size ?? 0) > 0 && namespaces?.problem() !== undefined
 							? [namespaces.problem() as string]
 							: []),
+						...views.onLinkWarnings(now, closed ? undefined : d.store.counters()),
 						...(local?.warnings ?? []),
 						...attachErrors.values(),
 					],

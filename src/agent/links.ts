@@ -1,4 +1,5 @@
 /** Links and addresses (`ip -d -j addr show`), and which of them are uplinks. Pure but for readLinks(). */
+import ipaddr from 'ipaddr.js';
 import { json, type Run } from './exec.js';
 
 export interface Link {
@@ -91,6 +92,18 @@ export function globalAddresses(link: Link): string[] {
 	return link.addresses
 		.filter((a) => a.scope === 'global' && !a.tentative && !/^fe[89ab]/i.test(a.address))
 		.map((a) => a.address);
+}
+
+/** Subnets of a device's global addresses, as `172.18.0.0/16`. */
+export function connectedPrefixes(link: Link): string[] {
+	const global = new Set(globalAddresses(link));
+	const out = new Set<string>();
+	for (const a of link.addresses) {
+		if (!global.has(a.address) || a.prefixLength === 0) continue;
+		const kind = a.family === 4 ? ipaddr.IPv4 : ipaddr.IPv6;
+		out.add(`${kind.networkAddressFromCIDR(`${a.address}/${a.prefixLength}`)}/${a.prefixLength}`);
+	}
+	return [...out];
 }
 
 /** A device to attach to, and the device above it that has the addresses. */

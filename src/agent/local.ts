@@ -4,16 +4,24 @@
  */
 import { readFileSync } from 'node:fs';
 import { BeelineError } from '../errors.js';
-import { type EndpointFact, type LocalFacts, type NextHop, portKey, type UplinkFact } from '../mesh/entries.js';
+import {
+	type EndpointFact,
+	type GatewayFact,
+	type LocalFacts,
+	type NextHop,
+	portKey,
+	type UplinkFact,
+	type WayOut,
+} from '../mesh/entries.js';
 import { isProcess, type Mesh } from '../mesh/plan.js';
 import type { Protocol } from '../mesh/types.js';
 import { type Endpoint, type EndpointFacts, locateAll, readForwarding } from './endpoints.js';
 import type { Run } from './exec.js';
 import { covers, type Firewall, readFirewall } from './firewall.js';
-import { chooseUplinks, globalAddresses, type Link, readLinks, type UplinkChoice } from './links.js';
+import { chooseUplinks, connectedPrefixes, globalAddresses, type Link, readLinks, type UplinkChoice } from './links.js';
 import { forget, manage, type Neighbour, readNeighbours } from './neighbours.js';
 import { localPortRange, type Published, readSockets, refusePorts } from './ports.js';
-import { defaultDevices, type Way, waysTo } from './routes.js';
+import { type DefaultRoute, defaultRoutes, type Way, waysTo } from './routes.js';
 
 export interface LocalInput {
 	readonly mesh: Mesh;
@@ -23,6 +31,8 @@ export interface LocalInput {
 	readonly vxlanPort: number;
 	readonly httpPorts: ReadonlySet<number>;
 	readonly acceptFirewallBypass: boolean;
+	/** Devices that hold the gateway of tasks, backends or not: docker_gwbridge. */
+	readonly gateways: readonly string[];
 }
 
 /** A way to another node, for the operator. */
@@ -104,6 +114,57 @@ function sysctl(path: string): string | undefined {
 	} catch {
 		return undefined;
 	}
+}
+
+/** Ports above 1023 that the kernel does not choose: the wider of what lies below and above its range. */
+export function portsBeside(range: { readonly from: number; readonly to: number }): readonly [number, number] {
+	const below = Math.max(0, range.from - 1024);
+	const above = 65535 - range.to;
+	return below >= above ? [1024, below] : [range.to + 1, above];
+}
+
+/** The gateway that each endpoint, and whoever else is on its bridge, has on this node; none behind an uplink's own bridge, whose subnet is the clients' too. */
+function gatewaysOf(
+	endpoints: ReadonlyMap<string, EndpointFact>,
+	ways: ReadonlyMap<string, Way>,
+	links: ReadonlyMap<string, Link>,
+	named: readonly string[],
+	uplinks: readonly UplinkChoice[],
+): Map<number, GatewayFact> {
+	const out = new Map<number, GatewayFact>();
+	const add = (device: Link | undefined, endpoint?: EndpointFact) => {
+		if (device === undefined || uplinks.some((u) => u.l3.name === device.name || u.link.name === device.name)) return;
+		const addresses = globalAddresses(device);
+		const address4 = addresses.find((a) => !a.includes(':'));
+		const address6 = addresses.find((a) => a.includes(':'));
+		const g: GatewayFact = {
+			ifindex: device.ifindex,
+			...(address4 === undefined ? {} : { address4 }),
+			...(address6 === undefined ? {} : { address6 }),
+			prefixes: connectedPrefixes(device),
+		};
+		out.set(device.ifindex, g);
+		for (const l of links.values()) if (l.master === device.name) out.set(l.ifindex, g);
+		if (endpoint !== undefined) out.set(endpoint.ifindex, g);
+	};
+	for (const name of named) add(links.get(name));
+	for (const [address, e] of endpoints) add(links.get(ways.get(address)?.device ?? ''), e);
+	return out;
+}
+
+/** The default route of a family, where it leaves by an uplink. */
+function wayOut(family: 4 | 6, routes: readonly DefaultRoute[], uplinks: readonly UplinkChoice[]): WayOut | undefined {
+	for (const r of routes) {
+		const up = uplinks.find((u) => u.l3.name === r.device);
+		if (
+			r.family === family &&
+			r.gateway !== undefined &&
+			up !== undefined &&
+			r.gateway.includes(':') === (family === 6)
+		)
+			return { gateway: r.gateway, ifindex: up.l3.ifindex };
+	}
+	return undefined;
 }
 
 export function createLocal(deps: LocalDeps): LocalState {
@@ -242,7 +303,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 			const vteps = [...mesh.nodes.values()].filter((n) => n.name !== self).map((n) => n.address);
 			const [links, defaults, ways, firstNeighbours, firstForwarding, sockets] = await Promise.all([
 				readLinks(run),
-				defaultDevices(run),
+				defaultRoutes(run),
 				waysTo(run, [...new Set([...endpointAddresses, ...vteps])]),
 				readNeighbours(run),
 				readForwarding(run),
@@ -263,7 +324,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 				const port = mac === undefined ? undefined : firstForwarding.get(`${device.name} ${mac.toLowerCase()}`);
 				if (port !== undefined) endpointDevices.add(port);
 			}
-			const chosen = chooseUplinks(links, input.uplinks, defaults, endpointDevices, vtep);
+			const chosen = chooseUplinks(links, input.uplinks, new Set(defaults.map((d) => d.device)), endpointDevices, vtep);
 			if (
 				chosen.uplinks.length === 0 ||
 				(input.uplinks !== undefined && chosen.refused.length > 0 && old === undefined)
@@ -374,6 +435,9 @@ export function createLocal(deps: LocalDeps): LocalState {
 			// Masquerade without a range of its own keeps a source port or takes one of 1024 to 65535.
 			if (rules.masquerade && range.from > 1024) localPorts.push([1024, range.from - 1]);
 
+			const gateways = gatewaysOf(endpoints, ways, byName, input.gateways, chosen.uplinks);
+			const wayOut4 = keep(old?.wayOut4, wayOut(4, defaults, chosen.uplinks));
+			const wayOut6 = keep(old?.wayOut6, wayOut(6, defaults, chosen.uplinks));
 			const dsrProven = deps.dsrProven();
 			const next: LocalFacts = {
 				uplinks: keep(old?.uplinks, uplinks),
@@ -383,6 +447,10 @@ export function createLocal(deps: LocalDeps): LocalState {
 				nextHops: keep(old?.nextHops, hops),
 				dsrProven: keep(old?.dsrProven, new Set(dsrProven)),
 				endpoints: keep(old?.endpoints, endpoints),
+				gateways: keep(old?.gateways, gateways),
+				...(wayOut4 === undefined ? {} : { wayOut4 }),
+				...(wayOut6 === undefined ? {} : { wayOut6 }),
+				standInPorts: portsBeside(range),
 				localPorts: keep(old?.localPorts, localPorts),
 				kernelPorts: keep(old?.kernelPorts, new Set([...kernelPorts].map(keyOf))),
 				refusedPorts: keep(old?.refusedPorts, new Map(refusedPorts.map((r) => [keyOf(r.key), r.reason]))),

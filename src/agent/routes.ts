@@ -64,17 +64,27 @@ export async function waysTo(run: Run, addresses: readonly string[]): Promise<Ma
 	return ways;
 }
 
-/** Devices of the default routes of both families. */
-export async function defaultDevices(run: Run): Promise<Set<string>> {
-	const devices = new Set<string>();
-	for (const family of ['-4', '-6']) {
-		const routes = json<{ dev?: string; nexthops?: { dev?: string }[] }>(
-			await run('ip', ['-j', family, 'route', 'show', 'default']).catch(() => ''),
+export interface DefaultRoute {
+	readonly family: 4 | 6;
+	readonly device: string;
+	/** undefined: the whole world is on-link there. */
+	readonly gateway: string | undefined;
+	readonly metric: number;
+}
+
+/** The default routes of both families, the preferred ones first. */
+export async function defaultRoutes(run: Run): Promise<DefaultRoute[]> {
+	const out: DefaultRoute[] = [];
+	for (const family of [4, 6] as const) {
+		const routes = json<RawRoute & { metric?: number; nexthops?: RawRoute[] }>(
+			await run('ip', ['-j', `-${family}`, 'route', 'show', 'default']).catch(() => ''),
 		);
-		for (const r of routes) {
-			if (r.dev !== undefined) devices.add(r.dev);
-			for (const h of r.nexthops ?? []) if (h.dev !== undefined) devices.add(h.dev);
-		}
+		const found: DefaultRoute[] = [];
+		for (const r of routes)
+			for (const h of [r, ...(r.nexthops ?? [])])
+				if (h.dev !== undefined)
+					found.push({ family, device: h.dev, gateway: h.gateway ?? h.via?.host, metric: r.metric ?? 0 });
+		out.push(...found.sort((a, b) => a.metric - b.metric));
 	}
-	return devices;
+	return out;
 }

@@ -17,7 +17,7 @@ import { portKey } from '../mesh/entries.js';
 import { isProcess, type Mesh, type MeshBackend, type MeshService } from '../mesh/plan.js';
 import { formatDuration } from '../mesh/sources/document.js';
 import { formatOptions } from '../mesh/sources/file.js';
-import type { FlowRow, MeshStore } from '../mesh/store.js';
+import type { Counters, FlowRow, MeshStore } from '../mesh/store.js';
 import type { MetricsSnapshot } from '../metrics/registry.js';
 import type { Local } from './local.js';
 import type { PeerView } from './peers.js';
@@ -249,6 +249,7 @@ export function services(
 
 export function backends(mesh: Mesh | undefined, e: Entries | undefined, local: Local | undefined): BackendView[] {
 	const out: BackendView[] = [];
+	const shown = onLinkByEndpoint(e);
 	for (const s of mesh?.services.values() ?? []) {
 		const rows = e?.services.get(s.name);
 		for (const b of s.backends) {
@@ -276,11 +277,39 @@ export function backends(mesh: Mesh | undefined, e: Entries | undefined, local: 
 								? 'peer'
 								: 'neighbour',
 				interface: endpoint === undefined ? null : (local?.names.get(endpoint.ifindex) ?? null),
+				onLink: here && endpoint !== undefined ? (shown.get(endpoint.ifindex) ?? []) : [],
 				problem: here ? (problems[0] ?? rows?.undeliverable.get(b.key) ?? null) : null,
 			});
 		}
 	}
 	return out;
+}
+
+/** Prefixes whose clients are shown as the gateway, by the endpoint's ifindex. */
+export function onLinkByEndpoint(e: Entries | undefined): Map<number, string[]> {
+	const out = new Map<number, string[]>();
+	for (const [{ list, prefix }] of e?.onLink.values() ?? []) {
+		if (list === 0) continue;
+		const of = out.get(list);
+		if (of === undefined) out.set(list, [prefix]);
+		else of.push(prefix);
+	}
+	return out;
+}
+
+const DELIVER_ON_LINK = VERDICTS.indexOf('deliver_on_link');
+
+/** The one case where a client's address is not kept, once it has happened. */
+export function onLinkWarnings(e: Entries | undefined, counters: Counters | undefined): string[] {
+	const packets = (counters?.verdicts ?? [])
+		.filter((v) => v.verdict === DELIVER_ON_LINK)
+		.reduce((n, v) => n + v.packets, 0n);
+	if (packets === 0n) return [];
+	const prefixes = [...new Set([...onLinkByEndpoint(e).values()].flat())].sort();
+	const some = `${prefixes.slice(0, 8).join(', ')}${prefixes.length > 8 ? ` and ${prefixes.length - 8} more` : ''}`;
+	return [
+		`tasks see clients inside ${some} as their gateway, not by their own address (${packets} packets so far): these subnets are the tasks’ own; give docker_gwbridge and overlay networks subnets that no client has`,
+	];
 }
 
 function nodeNames(e: Entries): Map<number, string> {
@@ -364,6 +393,7 @@ export function entries(store: MeshStore, limit: number): EntriesView {
 	add('overlay_endpoints', store.overlayEndpoints.entries());
 	add('overlay_slices', store.overlaySlices.entries());
 	add('overlay_ports', store.overlayPorts.entries());
+	add('on_link', store.onLink.entries());
 	add('tables', tables(store));
 	add('netns_networks', store.vip.namespaces.entries());
 	add('vips', store.vip.vips.entries());

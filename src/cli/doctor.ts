@@ -6,7 +6,7 @@ import { cgroupRoot } from '../agent/agent.js';
 import { run } from '../agent/exec.js';
 import { chooseUplinks, globalAddresses, readLinks } from '../agent/links.js';
 import { parseFeatures } from '../agent/offloads.js';
-import { defaultDevices } from '../agent/routes.js';
+import { defaultRoutes } from '../agent/routes.js';
 import { etcdOptions } from '../agent/source.js';
 import { loadConfig } from '../config.js';
 import { BeelineError, codeOf, sentence } from '../errors.js';
@@ -170,7 +170,12 @@ export async function doctor(o: { readonly config?: string; readonly format: For
 
 	try {
 		const links = await readLinks(run);
-		const chosen = chooseUplinks(links, config?.uplinks, await defaultDevices(run), new Set());
+		const chosen = chooseUplinks(
+			links,
+			config?.uplinks,
+			new Set((await defaultRoutes(run)).map((r) => r.device)),
+			new Set(),
+		);
 		for (const r of chosen.refused) add('error', `uplink ${r.name}`, r.reason);
 		if (chosen.uplinks.length === 0 && chosen.refused.length === 0) {
 			add('error', 'uplinks', 'no Ethernet device has a global address or the default route', 'set uplinks');

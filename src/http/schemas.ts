@@ -426,6 +426,9 @@ export const Backend = z
 		local: z.boolean(),
 		delivery: z.enum(['peer', 'neighbour', 'process']).nullable().describe('null: not on this node'),
 		interface: z.string().nullable().describe('Host end, where it is on this node'),
+		onLink: z
+			.array(z.string())
+			.describe('Subnets that it is on-link with: clients in there are shown to it as its gateway'),
 		problem: z.string().nullable().describe('Why it cannot be delivered to'),
 	})
 	.openapi('Backend', {
@@ -441,6 +444,7 @@ export const Backend = z
 			local: false,
 			delivery: null,
 			interface: null,
+			onLink: [],
 			problem: null,
 		},
 	});
@@ -459,6 +463,7 @@ export const Backends = z.object({ backends: z.array(Backend) }).openapi('Backen
 				local: false,
 				delivery: null,
 				interface: null,
+				onLink: [],
 				problem: null,
 			},
 		],

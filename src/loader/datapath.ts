@@ -20,6 +20,7 @@ export const OBJECTS: readonly string[] = [
 	'uplink_tc.bpf.o',
 	'endpoint_tc.bpf.o',
 	'overlay_tc.bpf.o',
+	'gateway_tc.bpf.o',
 	'socket.bpf.o',
 ];
 
@@ -102,6 +103,12 @@ export interface Datapath {
 	/** The same for a veth that leads to an overlay endpoint. */
 	attachOverlay(ifindex: number): { readonly via: 'tcx' | 'clsact' };
 	detachOverlay(ifindex: number): void;
+	/**
+	 * TC ingress on a device that holds the gateway address of tasks, or a port of it; `own`: the former, where TC egress
+	 * answers for processes of the node. Can be repeated. @throws LoaderError ATTACH_FAILED
+	 */
+	attachGateway(ifindex: number, own: boolean): { readonly via: 'tcx' | 'clsact' };
+	detachGateway(ifindex: number): void;
 	/** All hooks of `socket` on a cgroup2 directory, usually the root. @throws LoaderError ATTACH_FAILED */
 	attachSocket(cgroupPath: string): void;
 	detachSocket(): void;
@@ -186,6 +193,16 @@ function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings:
 		attachOverlay: (ifindex) =>
 			loaded.attachTc({ slot: 'overlay_tc', program: 'overlay_tc', ifindex, direction: 'ingress' }),
 		detachOverlay: (ifindex) => loaded.detach('overlay_tc', ifindex),
+		attachGateway(ifindex, own) {
+			// What answers a dial is there before what lets it in.
+			// With clsact it comes behind endpoint_tc, which may be on the same veth.
+			const o = { ifindex, priority: 2 };
+			if (own) loaded.attachTc({ ...o, slot: 'gateway_tc_egress', program: 'uplink_tc_egress', direction: 'egress' });
+			return loaded.attachTc({ ...o, slot: 'gateway_tc', program: 'gateway_tc', direction: 'ingress' });
+		},
+		detachGateway(ifindex) {
+			for (const slot of ['gateway_tc', 'gateway_tc_egress']) loaded.detach(slot, ifindex);
+		},
 		attachSocket(path) {
 			// Answers before questions: a rewritten connect() whose getpeername() tells the backend would be seen.
 			for (const program of [...SOCKET_PROGRAMS].reverse())

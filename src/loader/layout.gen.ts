@@ -72,6 +72,13 @@ export const Delivery = {
 	DELIVER_PROCESS: 3,
 } as const;
 
+/** enum local_flag */
+export const LocalFlag = {
+	LOCAL_ON_LINK: 1,
+	LOCAL_INSIDE: 2,
+	LOCAL_MASQUERADED: 4,
+} as const;
+
 /** enum return_path */
 export const ReturnPath = {
 	RETURN_AUTO: 0,
@@ -144,31 +151,33 @@ export const Verdict = {
 	DELIVER_SOCKET: 19,
 	DELIVER_OVERLAY: 20,
 	DELIVER_VIP: 21,
-	RETURN_CLIENT_DSR: 22,
-	RETURN_CLIENT_LOCAL: 23,
-	RETURN_ENCAP: 24,
-	RETURN_FORWARD: 25,
-	RETURN_TOO_BIG: 26,
-	RETURN_PROBE: 27,
-	RETURN_FRAGMENTED: 28,
-	RETURN_NEIGHBOUR: 29,
-	RETURN_ECHO: 30,
-	DROP_MALFORMED: 31,
-	DROP_UNKNOWN_VTEP: 32,
-	DROP_UNKNOWN_BACKEND: 33,
-	DROP_BAD_RETURN: 34,
-	DROP_NO_BACKEND: 35,
-	DROP_DENIED: 36,
-	DROP_TOO_BIG: 37,
-	DROP_NO_NEXT_HOP: 38,
-	DROP_NO_PORT: 39,
-	DROP_FRAGMENT: 40,
-	DROP_SPOOFED: 41,
-	DROP_NO_ENDPOINT: 42,
-	DROP_FLOOD: 43,
-	DROP_PLAIN: 44,
-	DROP_HELPER: 45,
-	VERDICT_COUNT: 46,
+	DELIVER_ON_LINK: 22,
+	RETURN_CLIENT_DSR: 23,
+	RETURN_CLIENT_LOCAL: 24,
+	RETURN_ENCAP: 25,
+	RETURN_FORWARD: 26,
+	RETURN_TOO_BIG: 27,
+	RETURN_PROBE: 28,
+	RETURN_FRAGMENTED: 29,
+	RETURN_NEIGHBOUR: 30,
+	RETURN_ECHO: 31,
+	RETURN_TASK: 32,
+	DROP_MALFORMED: 33,
+	DROP_UNKNOWN_VTEP: 34,
+	DROP_UNKNOWN_BACKEND: 35,
+	DROP_BAD_RETURN: 36,
+	DROP_NO_BACKEND: 37,
+	DROP_DENIED: 38,
+	DROP_TOO_BIG: 39,
+	DROP_NO_NEXT_HOP: 40,
+	DROP_NO_PORT: 41,
+	DROP_FRAGMENT: 42,
+	DROP_SPOOFED: 43,
+	DROP_NO_ENDPOINT: 44,
+	DROP_FLOOD: 45,
+	DROP_PLAIN: 46,
+	DROP_HELPER: 47,
+	VERDICT_COUNT: 48,
 } as const;
 
 /** Names of the verdicts, by number: labels of metrics and names in the monitor. */
@@ -195,6 +204,7 @@ export const VERDICTS: readonly string[] = [
 	'deliver_socket',
 	'deliver_overlay',
 	'deliver_vip',
+	'deliver_on_link',
 	'return_client_dsr',
 	'return_client_local',
 	'return_encap',
@@ -204,6 +214,7 @@ export const VERDICTS: readonly string[] = [
 	'return_fragmented',
 	'return_neighbour',
 	'return_echo',
+	'return_task',
 	'drop_malformed',
 	'drop_unknown_vtep',
 	'drop_unknown_backend',
@@ -469,11 +480,12 @@ export interface LocalBackend {
 	readonly state: number;
 	readonly delivery: number;
 	readonly return_path: number;
+	readonly flags: number;
 }
 
 export const localBackendCodec: Codec<LocalBackend> = {
 	size: 52,
-	offsets: { addr4: 0, addr6: 16, ref: 32, ifindex: 36, frontend: 40, port: 44, proto: 46, state: 47, delivery: 48, return_path: 49, pad: 50 },
+	offsets: { addr4: 0, addr6: 16, ref: 32, ifindex: 36, frontend: 40, port: 44, proto: 46, state: 47, delivery: 48, return_path: 49, flags: 50, pad: 51 },
 	encode(row, v, at) {
 		putIp(row.addr4, v, at);
 		putIp(row.addr6, v, at + 16);
@@ -485,7 +497,7 @@ export const localBackendCodec: Codec<LocalBackend> = {
 		v.setUint8(at + 47, row.state);
 		v.setUint8(at + 48, row.delivery);
 		v.setUint8(at + 49, row.return_path);
-		v.setUint8(at + 50, 0);
+		v.setUint8(at + 50, row.flags);
 		v.setUint8(at + 51, 0);
 	},
 	decode: (v, at) => ({
@@ -499,6 +511,54 @@ export const localBackendCodec: Codec<LocalBackend> = {
 		state: v.getUint8(at + 47),
 		delivery: v.getUint8(at + 48),
 		return_path: v.getUint8(at + 49),
+		flags: v.getUint8(at + 50),
+	}),
+};
+
+/** struct on_link_key, 24 bytes */
+export interface OnLinkKey {
+	readonly prefixlen: number;
+	readonly list: number;
+	readonly addr: string;
+}
+
+export const onLinkKeyCodec: Codec<OnLinkKey> = {
+	size: 24,
+	offsets: { prefixlen: 0, list: 4, addr: 8 },
+	encode(row, v, at) {
+		v.setUint32(at, row.prefixlen, true);
+		v.setUint32(at + 4, row.list, true);
+		putIp(row.addr, v, at + 8);
+	},
+	decode: (v, at) => ({
+		prefixlen: v.getUint32(at, true),
+		list: v.getUint32(at + 4, true),
+		addr: getIp(v, at + 8),
+	}),
+};
+
+/** struct on_link, 24 bytes */
+export interface OnLink {
+	readonly gateway: string;
+	readonly ifindex: number;
+	readonly first_port: number;
+	readonly port_count: number;
+}
+
+export const onLinkCodec: Codec<OnLink> = {
+	size: 24,
+	offsets: { gateway: 0, ifindex: 16, first_port: 20, port_count: 22 },
+	encode(row, v, at) {
+		putIp(row.gateway, v, at);
+		v.setUint32(at + 16, row.ifindex, true);
+		v.setUint16(at + 20, row.first_port, true);
+		v.setUint16(at + 22, row.port_count, true);
+	},
+	decode: (v, at) => ({
+		gateway: getIp(v, at),
+		ifindex: v.getUint32(at + 16, true),
+		first_port: v.getUint16(at + 20, true),
+		port_count: v.getUint16(at + 22, true),
 	}),
 };
 
@@ -741,12 +801,13 @@ export interface Revnat {
 	readonly state: number;
 	readonly fins: number;
 	readonly return_path: number;
+	readonly inside: number;
 	readonly used_ns: bigint;
 }
 
 export const revnatCodec: Codec<Revnat> = {
 	size: 64,
-	offsets: { addr: 0, client: 16, port: 32, client_port: 34, node: 36, ref: 40, isn: 44, state: 48, fins: 49, return_path: 50, pad: 51, used_ns: 56 },
+	offsets: { addr: 0, client: 16, port: 32, client_port: 34, node: 36, ref: 40, isn: 44, state: 48, fins: 49, return_path: 50, inside: 51, pad: 52, used_ns: 56 },
 	encode(row, v, at) {
 		putIp(row.addr, v, at);
 		putIp(row.client, v, at + 16);
@@ -758,8 +819,8 @@ export const revnatCodec: Codec<Revnat> = {
 		v.setUint8(at + 48, row.state);
 		v.setUint8(at + 49, row.fins);
 		v.setUint8(at + 50, row.return_path);
+		v.setUint8(at + 51, row.inside);
 		v.setBigUint64(at + 56, row.used_ns, true);
-		v.setUint8(at + 51, 0);
 		v.setUint8(at + 52, 0);
 		v.setUint8(at + 53, 0);
 		v.setUint8(at + 54, 0);
@@ -776,6 +837,7 @@ export const revnatCodec: Codec<Revnat> = {
 		state: v.getUint8(at + 48),
 		fins: v.getUint8(at + 49),
 		return_path: v.getUint8(at + 50),
+		inside: v.getUint8(at + 51),
 		used_ns: v.getBigUint64(at + 56, true),
 	}),
 };
@@ -808,35 +870,40 @@ export const fragmentKeyCodec: Codec<FragmentKey> = {
 	}),
 };
 
-/** struct fragment, 32 bytes */
+/** struct fragment, 48 bytes */
 export interface Fragment {
 	readonly ref: number;
 	readonly node: number;
 	readonly addr: string;
+	readonly client: string;
 	readonly return_path: number;
+	readonly inside: number;
 }
 
 export const fragmentCodec: Codec<Fragment> = {
-	size: 32,
-	offsets: { ref: 0, node: 4, addr: 8, return_path: 24, pad: 25 },
+	size: 48,
+	offsets: { ref: 0, node: 4, addr: 8, client: 24, return_path: 40, inside: 41, pad: 42 },
 	encode(row, v, at) {
 		v.setUint32(at, row.ref, true);
 		v.setUint32(at + 4, row.node, true);
 		putIp(row.addr, v, at + 8);
-		v.setUint8(at + 24, row.return_path);
-		v.setUint8(at + 25, 0);
-		v.setUint8(at + 26, 0);
-		v.setUint8(at + 27, 0);
-		v.setUint8(at + 28, 0);
-		v.setUint8(at + 29, 0);
-		v.setUint8(at + 30, 0);
-		v.setUint8(at + 31, 0);
+		putIp(row.client, v, at + 24);
+		v.setUint8(at + 40, row.return_path);
+		v.setUint8(at + 41, row.inside);
+		v.setUint8(at + 42, 0);
+		v.setUint8(at + 43, 0);
+		v.setUint8(at + 44, 0);
+		v.setUint8(at + 45, 0);
+		v.setUint8(at + 46, 0);
+		v.setUint8(at + 47, 0);
 	},
 	decode: (v, at) => ({
 		ref: v.getUint32(at, true),
 		node: v.getUint32(at + 4, true),
 		addr: getIp(v, at + 8),
-		return_path: v.getUint8(at + 24),
+		client: getIp(v, at + 24),
+		return_path: v.getUint8(at + 40),
+		inside: v.getUint8(at + 41),
 	}),
 };
 

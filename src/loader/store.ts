@@ -15,6 +15,7 @@ import type {
 	ExactKey,
 	FlowRow,
 	MeshStore,
+	OnLinkKey,
 	OpenTable,
 	RowStore,
 	TableStore,
@@ -40,6 +41,8 @@ import {
 	type Node,
 	networkCodec,
 	nodeCodec,
+	onLinkCodec,
+	onLinkKeyCodec,
 	overlayEndpointCodec,
 	overlayKeyCodec,
 	overlayPortCodec,
@@ -205,6 +208,21 @@ const acl: WireCodec<AclKey> = (() => {
 	};
 })();
 
+const onLinkKey: WireCodec<OnLinkKey> = (() => {
+	const c = wire(onLinkKeyCodec);
+	return {
+		size: c.size,
+		encode(k, into, off) {
+			const { prefixlen, addr } = aclRow({ acl: 0, prefix: k.prefix });
+			c.encode({ prefixlen, list: k.list, addr }, into, off);
+		},
+		decode(b, off) {
+			const { prefixlen, list, addr } = c.decode(b, off);
+			return { list, prefix: aclKey({ prefixlen, acl: 0, addr }).prefix };
+		},
+	};
+})();
+
 /** Rows in one batch of writing. */
 const WRITE_CHUNK = 8192;
 
@@ -249,19 +267,19 @@ function hashStore<K, V>(map: TypedMap<K, V>): RowStore<K, V> {
 }
 
 /** A trie's lookup answers with the longest prefix, which is not the row that was asked for. */
-function trieStore<K>(map: TypedMap<K, number>): RowStore<K, number> {
+function trieStore<K, V>(map: TypedMap<K, V>): RowStore<K, V> {
 	const base = hashStore(map);
-	const bytes = (key: K): Buffer => {
-		const b = Buffer.alloc(map.key.size);
+	const bytes = (key: K): string => {
+		const b = new Uint8Array(map.key.size);
 		map.key.encode(key, b, 0);
-		return b;
+		return Buffer.from(b).toString('hex');
 	};
 	return {
 		...base,
 		get(key) {
 			if (map.get(key) === undefined) return undefined;
 			const wanted = bytes(key);
-			for (const [k, v] of map.entries(CHUNK)) if (bytes(k).equals(wanted)) return v;
+			for (const [k, v] of map.entries(CHUNK)) if (bytes(k) === wanted) return v;
 			return undefined;
 		},
 	};
@@ -923,6 +941,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const overlayEndpoints = typed('overlay_endpoints', overlayKey, wire(overlayEndpointCodec));
 	const overlaySlices = typed('overlay_slices', overlaySliceKey, u32);
 	const overlayPorts = typed('overlay_ports', u32, wire(overlayPortCodec));
+	const onLink = typed('on_link', onLinkKey, wire(onLinkCodec));
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
 	const tables = new Tables(slots, transitions, function* () {
@@ -999,6 +1018,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		overlaySlices: trieStore(overlaySlices),
 		overlayPorts: hashStore(overlayPorts),
 		vip,
+		onLink: trieStore(onLink),
 		counters(): Counters {
 			const out: Counters = { verdicts: [], frontends: new Map(), backends: new Map() };
 			sumPerCpu(verdictCounters, verdictCounters.maxEntries, (i, [packets, bytes]) => {
@@ -1064,6 +1084,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 					vteps,
 					allow,
 					deny,
+					onLink,
 					networks,
 					overlayEndpoints,
 					overlaySlices,

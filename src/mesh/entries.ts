@@ -6,9 +6,11 @@ import {
 	FrontendFlag,
 	type Frontend as FrontendRow,
 	type LocalBackend as LocalBackendRow,
+	LocalFlag,
 	MAX_OWN_ADDRESSES,
 	NodeFlag,
 	type Node as NodeRow,
+	type OnLink as OnLinkRow,
 	PortFlag,
 	ReturnPath as ReturnPaths,
 	type Settings,
@@ -21,7 +23,7 @@ import { type OverlayEndpointFact, type OverlayEntries, overlayEntries } from '.
 import { isProcess, type Member, type Mesh, type MeshBackend, type MeshFrontend, type MeshService } from './plan.js';
 import { refOf } from './slots.js';
 import { isUsable } from './sources/document.js';
-import type { AclKey, ExactKey } from './store.js';
+import type { AclKey, ExactKey, OnLinkKey } from './store.js';
 import type { Protocol, ReturnPath } from './types.js';
 
 /** One interface that clients and other nodes arrive on. */
@@ -56,6 +58,22 @@ export interface EndpointFact {
 	readonly delivery: 'peer' | 'neigh';
 }
 
+/** The device through which the node reaches endpoints, and they everything: docker_gwbridge, another bridge, a veth. */
+export interface GatewayFact {
+	readonly ifindex: number;
+	readonly address4?: string;
+	readonly address6?: string;
+	/** Subnets of the device, as `172.18.0.0/16`: endpoints answer clients in there on-link. */
+	readonly prefixes: readonly string[];
+}
+
+/** A default route. */
+export interface WayOut {
+	readonly gateway: string;
+	/** The device that holds the addresses. */
+	readonly ifindex: number;
+}
+
 /** protocol (TCP 0, UDP 1) << 16 | port: the key of a port in the maps. */
 export function portKey(protocol: Protocol, port: number): number {
 	return ((protocol === 'udp' ? 1 : 0) << 16) | port;
@@ -78,6 +96,12 @@ export interface LocalFacts {
 	readonly dsrProven: ReadonlySet<string>;
 	/** By address, as plan writes it. */
 	readonly endpoints: ReadonlyMap<string, EndpointFact>;
+	/** By ifindex: of endpoints, of the gateways themselves and of all ports of those that are bridges. None where endpoints lie behind an uplink's own bridge. */
+	readonly gateways: ReadonlyMap<number, GatewayFact>;
+	readonly wayOut4?: WayOut;
+	readonly wayOut6?: WayOut;
+	/** Ports that this node's own dials do not use: first, how many. */
+	readonly standInPorts: readonly [number, number];
 	/** Where processes of this node get packets: addresses of its own. Default: the VTEP and the uplinks' first IPv6. */
 	readonly processAddress4?: string;
 	readonly processAddress6?: string;
@@ -211,6 +235,8 @@ export interface ServiceEntries {
 	readonly exactPorts: readonly number[];
 	/** Port keys of processes on this node. */
 	readonly processPorts: readonly number[];
+	/** Networks that backends of this node are on, beside their gateway's: ifindex → prefixes. */
+	readonly networks: readonly (readonly [number, readonly string[]])[];
 	/** Backends of this node whose interface was not found, and why. */
 	readonly undeliverable: ReadonlyMap<string, string>;
 	/** Published ports that are not served here, and why. */
@@ -231,6 +257,8 @@ export interface Entries {
 	readonly services: ReadonlyMap<string, ServiceEntries>;
 	readonly ports: ReadonlyMap<number, number>;
 	readonly overlay: OverlayEntries;
+	/** By `list/prefix`. */
+	readonly onLink: ReadonlyMap<string, readonly [OnLinkKey, OnLinkRow]>;
 }
 
 /** Constant: every node of a cluster hashes alike. */
@@ -317,6 +345,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 	const numbers: number[] = [];
 	const localBackends: [string, LocalBackendRow][] = [];
 	const processPorts = new Set<number>();
+	const networks: [number, readonly string[]][] = [];
 	if (published.length > 0)
 		for (const b of s.backends) {
 			if (b.gone) continue;
@@ -339,6 +368,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 				continue;
 			}
 			if (isProcess(b)) processPorts.add(portKey(b.protocol, b.target));
+			if (endpoint !== undefined && b.onLink.length > 0) networks.push([endpoint.ifindex, b.onLink]);
 			const own = specs.find((f) => f.frontend.target === b.target && f.frontend.protocol === b.protocol);
 			const wanted = options.returnPath === 'auto' ? c.options.returnPath : options.returnPath;
 			localBackends.push([
@@ -358,6 +388,10 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 							? Delivery.DELIVER_PEER
 							: Delivery.DELIVER_NEIGH,
 					return_path: RETURN[wanted],
+					flags:
+						endpoint !== undefined && facts.gateways.has(endpoint.ifindex) && !isProcess(b)
+							? LocalFlag.LOCAL_ON_LINK
+							: 0,
 				},
 			]);
 		}
@@ -448,6 +482,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 		ports,
 		exactPorts,
 		processPorts: [...processPorts],
+		networks,
 		undeliverable,
 		refused,
 	};
@@ -459,6 +494,7 @@ function sameForServices(a: Entries, mesh: Mesh, facts: LocalFacts, options: Dat
 	return (
 		a.mesh.self === mesh.self &&
 		f.endpoints === facts.endpoints &&
+		f.gateways === facts.gateways &&
 		f.kernelPorts === facts.kernelPorts &&
 		f.refusedPorts === facts.refusedPorts &&
 		f.vtep === facts.vtep &&
@@ -474,6 +510,32 @@ function process6(facts: LocalFacts): string {
 		facts.uplinks.flatMap((u) => u.addresses).find((a) => a.includes(':') && isUsable(a)) ??
 		'::'
 	);
+}
+
+const familyOf = (address: string): 4 | 6 => (address.includes(':') ? 6 : 4);
+
+/** Clients that endpoints must not be shown as they are, and those that this node's own routes would lose. */
+function onLinkRows(facts: LocalFacts, services: Iterable<ServiceEntries>): Entries['onLink'] {
+	const rows = new Map<string, readonly [OnLinkKey, OnLinkRow]>();
+	const [first_port, port_count] = facts.standInPorts;
+	const add = (list: number, prefix: string, row: OnLinkRow) => rows.set(`${list}/${prefix}`, [{ list, prefix }, row]);
+	const show = (list: number, prefix: string, g: GatewayFact) => {
+		const gateway = familyOf(prefix) === 4 ? g.address4 : g.address6;
+		if (gateway !== undefined) add(list, prefix, { gateway, ifindex: 0, first_port, port_count });
+	};
+	for (const [list, g] of facts.gateways) {
+		for (const prefix of g.prefixes) {
+			show(list, prefix, g);
+			const out = familyOf(prefix) === 4 ? facts.wayOut4 : facts.wayOut6;
+			if (out) add(0, prefix, { ...out, first_port: 0, port_count: 0 });
+		}
+	}
+	for (const s of services)
+		for (const [list, prefixes] of s.networks) {
+			const g = facts.gateways.get(list);
+			if (g) for (const prefix of prefixes) show(list, prefix, g);
+		}
+	return rows;
 }
 
 /**
@@ -594,6 +656,7 @@ export function entries(
 			facts.overlay ?? [],
 			[...mesh.vips.services.values()].flatMap((s) => s.vips),
 		),
+		onLink: onLinkRows(facts, services.values()),
 	};
 }
 

@@ -35,6 +35,8 @@ export interface MeshBackend {
 	/** Neither, and no `families`: a process on the node itself, in both families. */
 	readonly address4: string | undefined;
 	readonly address6: string | undefined;
+	/** Networks that it answers on-link, beside its gateway's; known on its own node only. */
+	readonly onLink: readonly string[];
 	/** Of a task whose addresses only its own node knows. */
 	readonly families: readonly Family[] | undefined;
 	readonly target: number;
@@ -171,7 +173,8 @@ const ACTIVE: Status = { state: 'active', leaving: false, gone: false, drainingS
 const DOWN: Status = { ...ACTIVE, state: 'down' };
 
 /** What of a task a backend shows. */
-type Place = Pick<Task, 'id' | 'node' | 'address4' | 'address6' | 'weight' | 'families'>;
+type Place = Pick<Task, 'id' | 'node' | 'address4' | 'address6' | 'onLink' | 'weight' | 'families'>;
+const NO_NETWORKS: readonly string[] = [];
 
 /**
  * A backend that holds what no other has, in numbers that need no memory of their own, and leads to the rest: there may be
@@ -248,6 +251,9 @@ class Planned implements MeshBackend, Member {
 	get address6(): string | undefined {
 		return this.place.address6;
 	}
+	get onLink(): readonly string[] {
+		return this.place.onLink ?? NO_NETWORKS;
+	}
 	get families(): readonly Family[] | undefined {
 		return this.place.families;
 	}
@@ -320,6 +326,7 @@ function sameBackend(a: Planned, b: Planned): boolean {
 		a.address4 === b.address4 &&
 		a.address6 === b.address6 &&
 		sameFamilies(a.families, b.families) &&
+		(a.onLink === b.onLink || a.onLink.join() === b.onLink.join()) &&
 		a.weight === b.weight &&
 		a.state === b.state &&
 		a.leaving === b.leaving &&

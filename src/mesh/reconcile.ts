@@ -14,6 +14,7 @@ import {
 	type Frontend as FrontendRow,
 	type LocalBackend as LocalBackendRow,
 	type Node as NodeRow,
+	type OnLink as OnLinkRow,
 	PORT_FRONTEND_MASK,
 	REF_KERNEL,
 	REF_NONE,
@@ -36,7 +37,7 @@ import {
 	settle,
 	startFromKernel,
 } from './slots.js';
-import type { AclKey, ExactKey, MeshStore, RowStore } from './store.js';
+import type { AclKey, ExactKey, MeshStore, OnLinkKey, RowStore } from './store.js';
 
 /** Something that could not be made so. It is tried again by the next reconcile. */
 export interface PartError {
@@ -254,6 +255,9 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		),
 		allow: new Map<string, AclKey>([...store.allow.entries()].map(([k]) => [aclId(k), k])),
 		deny: new Map<string, AclKey>([...store.deny.entries()].map(([k]) => [aclId(k), k])),
+		onLink: new Map<string, readonly [OnLinkKey, OnLinkRow]>(
+			[...store.onLink.entries()].map((e) => [`${e[0].list}/${e[0].prefix}`, e]),
+		),
 	};
 	const overlay = createOverlayRows(store);
 	const tables = new Map<number, TableState>();
@@ -397,6 +401,17 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		setChanged('uplinks', store.uplinks, cache.uplinks, e.uplinks);
 		for (const part of overlay) setChanged(part.name, part.rows, part.cache, part.wanted(e.overlay));
 		for (const vtep of e.vteps.keys()) orphans.delete(vtep);
+		// Before the backends whose rows say that it is to be asked.
+		attempt('on-link prefixes', () => {
+			const rows = [...e.onLink].filter(([id, [, row]]) => {
+				const old = cache.onLink.get(id);
+				return old === undefined || !sameRow(row, old[1]);
+			});
+			if (rows.length === 0) return;
+			store.onLink.setMany(rows.map(([, r]) => r));
+			for (const [id, r] of rows) cache.onLink.set(id, r);
+			rowsWritten += rows.length;
+		});
 
 		const changed = [...e.services.entries()].filter(([name, s]) => applied.get(name) !== s);
 		const removed = [...applied.keys()].filter((name) => !e.services.has(name));
@@ -742,6 +757,14 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 				store.localBackends.deleteMany(keys);
 				for (const k of keys) cache.local.delete(k);
 			});
+			drop(
+				'on-link prefixes',
+				[...cache.onLink.keys()].filter((k) => !e.onLink.has(k)),
+				(keys) => {
+					store.onLink.deleteMany(keys.map((k) => (cache.onLink.get(k) as readonly [OnLinkKey, OnLinkRow])[0]));
+					for (const k of keys) cache.onLink.delete(k);
+				},
+			);
 			drop('backends', tombs, (list) => {
 				const rows = list.map(
 					(b) =>

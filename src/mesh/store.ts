@@ -4,6 +4,7 @@ import type {
 	LocalBackend,
 	Network,
 	Node,
+	OnLink,
 	OverlayEndpoint,
 	OverlayPort,
 	Settings,
@@ -103,6 +104,14 @@ export interface AclKey {
 	prefix: string;
 }
 
+/** Clients that an endpoint must not see as they are (struct on_link_key). */
+export interface OnLinkKey {
+	/** ifindex of the endpoint; 0: the node itself. */
+	list: number;
+	/** Text CIDR, either family. */
+	prefix: string;
+}
+
 /** A flow record of revnat, for GET /v1/flows. */
 export interface FlowRow {
 	client: string;
@@ -152,6 +161,7 @@ export interface MeshStore {
 	/** Key: ifindex of the host end. */
 	readonly overlayPorts: RowStore<number, OverlayPort>;
 	readonly vip: VipStore;
+	readonly onLink: RowStore<OnLinkKey, OnLink>;
 	counters(): Counters;
 	/** Resets the counters of indexes that are about to be reused. */
 	clearCounters(kind: 'frontends' | 'backends', indexes: Iterable<number>): void;

@@ -44,6 +44,8 @@ export interface Task {
 	readonly address6?: string;
 	/** Addresses inside overlay networks, by network: where its service's VIPs lead. Absent where the service has none. */
 	readonly on?: Readonly<Record<string, string>>;
+	/** Networks that it is on beside its gateway's, where its node knows: `10.0.1.0/24`. It answers clients in there on-link. */
+	readonly onLink?: readonly string[];
 	readonly weight: number;
 	readonly state: BackendState;
 }

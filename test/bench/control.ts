@@ -75,6 +75,8 @@ export async function riverOnce(): Promise<void> {
 			dsrProven: new Set(),
 			endpoints: new Map(),
 			localPorts: [],
+			gateways: new Map(),
+			standInPorts: [1024, 31744],
 			kernelPorts: new Set(),
 			refusedPorts: new Map(),
 		};

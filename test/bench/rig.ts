@@ -183,6 +183,7 @@ function fill(store: KernelStore, ifindex: number): void {
 		state: BackendState.BACKEND_ACTIVE,
 		delivery: Delivery.DELIVER_PEER,
 		return_path: Returns.RETURN_AUTO,
+		flags: 0,
 	});
 	store.localBackends.setMany([
 		[LOCAL_MAC, lb(LOCAL_ENDPOINT, local, 3)],
@@ -256,6 +257,7 @@ function fillFlows(uplink: BpfObject): void {
 						state: RevnatState.REVNAT_PROMOTED,
 						fins: 0,
 						return_path: Returns.RETURN_DSR,
+						inside: 0,
 						used_ns: 0n,
 					},
 					v,

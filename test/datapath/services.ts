@@ -152,6 +152,7 @@ export function fill(w: World): void {
 				state,
 				delivery,
 				return_path: returnPath,
+				flags: 0,
 			},
 		] as const;
 	s.localBackends.setMany([

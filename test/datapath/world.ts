@@ -118,7 +118,13 @@ const MARKS = ['', 'peer', 'neigh', 'return', 'encap'];
 const SKB_CTX = 192;
 const XDP_CTX = 24;
 
-export type ProgramName = 'uplink_xdp' | 'uplink_xdp_frags' | 'uplink_tc' | 'uplink_tc_egress' | 'endpoint_tc';
+export type ProgramName =
+	| 'uplink_xdp'
+	| 'uplink_xdp_frags'
+	| 'uplink_tc'
+	| 'uplink_tc_egress'
+	| 'endpoint_tc'
+	| 'gateway_tc';
 
 /** Sizes that make a copy of the maps cheap. */
 export const SMALL_MAPS: Readonly<Record<string, number>> = {
@@ -173,7 +179,7 @@ export class World implements Disposable {
 	static async open(o: WorldOptions = {}): Promise<World> {
 		const loaded: BpfObject[] = [];
 		const maps = new Map<string, BpfMap>();
-		for (const name of o.clockIsGiven ? ['uplink_xdp'] : ['uplink_xdp', 'uplink_tc', 'endpoint_tc']) {
+		for (const name of o.clockIsGiven ? ['uplink_xdp'] : ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'gateway_tc']) {
 			const obj = open(await objectOf(name), { name: `${name}.bpf` });
 			if (name === 'uplink_xdp') {
 				for (const [map, n] of Object.entries({ ...SMALL_MAPS, ...o.maxEntries })) obj.setMaxEntries(map, n);
@@ -234,7 +240,11 @@ export class World implements Disposable {
 		this.drain();
 		const code = r.run(packet.length);
 		const events = this.drain();
-		const program = PROGRAMS.indexOf(name === 'uplink_xdp_frags' ? 'uplink_xdp' : name);
+		const counted: Partial<Record<ProgramName, ProgramName>> = {
+			uplink_xdp_frags: 'uplink_xdp',
+			gateway_tc: 'endpoint_tc',
+		};
+		const program = PROGRAMS.indexOf(counted[name] ?? name);
 		const event = events.filter((e) => e.program === program).at(-1);
 		if (!event) throw new Error(`${name} left no event for ${print(packet)}`);
 		let bytes = r.out.slice(0, r.outLength);

@@ -74,6 +74,7 @@ export function fakeAgent(): FakeAgent {
 			local: true,
 			delivery: 'process',
 			interface: null,
+			onLink: [],
 			problem: null,
 		},
 		{
@@ -88,6 +89,7 @@ export function fakeAgent(): FakeAgent {
 			local: false,
 			delivery: null,
 			interface: null,
+			onLink: [],
 			problem: null,
 		},
 	];

@@ -62,6 +62,9 @@ SEC("tc") int overlay_tc(struct __sk_buff *skb) { touch(); return -1; }
 	'endpoint_tc.bpf.c': `${HEAD}
 SEC("tc") int endpoint_tc(struct __sk_buff *skb) { touch(); return -1; }
 `,
+	'gateway_tc.bpf.c': `${HEAD}
+SEC("tc") int gateway_tc(struct __sk_buff *skb) { touch(); return -1; }
+`,
 	'socket.bpf.c': `${HEAD}
 ${['connect4', 'connect6', 'sendmsg4', 'sendmsg6', 'recvmsg4', 'recvmsg6', 'getpeername4', 'getpeername6']
 	.map((p) => `SEC("cgroup/${p}") int ${p}(struct bpf_sock_addr *ctx) { touch(); return 1; }`)

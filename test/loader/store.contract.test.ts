@@ -18,6 +18,7 @@ function empty(s: KernelStore): void {
 	clear(s.vteps);
 	clear(s.allow);
 	clear(s.deny);
+	clear(s.onLink);
 	s.tables.delete(s.tables.ids());
 }
 

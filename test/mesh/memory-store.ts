@@ -5,6 +5,7 @@ import type {
 	LocalBackend,
 	Network,
 	Node,
+	OnLink,
 	OverlayEndpoint,
 	OverlayPort,
 	Settings,
@@ -18,6 +19,7 @@ import type {
 	AclKey,
 	ExactKey,
 	MeshStore,
+	OnLinkKey,
 	OpenTable,
 	RowStore,
 	TableStore,
@@ -91,6 +93,7 @@ export function createMemoryStore(log = true): MemoryStore {
 			...[...exact.entries()].map(([k]) => `exact_frontends ${JSON.stringify(k)}`),
 			...[...allow.entries()].map(([k]) => `allow ${JSON.stringify(k)}`),
 			...[...deny.entries()].map(([k]) => `deny ${JSON.stringify(k)}`),
+			...[...onLink.entries()].map(([k]) => `on_link ${JSON.stringify(k)}`),
 			...[...nodes.entries()].map(([k]) => `nodes ${k}`),
 			...[...vteps.entries()].map(([k]) => `vteps ${k}`),
 			...[...networks.entries()].map(([k]) => `networks ${k}`),
@@ -156,6 +159,7 @@ export function createMemoryStore(log = true): MemoryStore {
 	const vips = rows<VipKey, Vip>('vips', (k) => `${k.network} ${k.addr}`, 'hash');
 	const vipBackends = rows<number, VipBackend>('vip_backends');
 	const vipTables = new Map<number, Uint32Array>();
+	const onLink = rows<OnLinkKey, OnLink>('on_link', (k) => `${k.list}/${k.prefix}`);
 
 	const table = (id: number): MemoryTable => {
 		const t = memory.tables.get(id);
@@ -275,6 +279,7 @@ export function createMemoryStore(log = true): MemoryStore {
 				},
 			},
 		},
+		onLink,
 		counters: () => ({ verdicts: [], frontends: new Map(), backends: new Map() }),
 		clearCounters() {},
 		flows: () => ({ flows: [], limited: false }),

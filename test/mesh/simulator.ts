@@ -231,6 +231,8 @@ const facts: LocalFacts = {
 	dsrProven: new Set(),
 	endpoints: new Map(),
 	localPorts: [],
+	gateways: new Map(),
+	standInPorts: [1024, 31744],
 	kernelPorts: new Set(),
 	refusedPorts: new Map(),
 };

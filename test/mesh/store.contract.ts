@@ -38,6 +38,7 @@ const local: LocalBackend = {
 	state: 1,
 	delivery: 1,
 	return_path: 2,
+	flags: 1,
 };
 const frontend: Frontend = {
 	tables: [
@@ -102,6 +103,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.overlayEndpoints,
 			s.overlaySlices,
 			s.overlayPorts,
+			s.onLink,
 		])
 			assert.equal([...rows.entries()], []);
 		assert.equal([...s.tables.ids()], []);
@@ -184,6 +186,18 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 		const port = { addr4: '10.44.0.2', addr6: '::', vni: 5001, mac: '02:42:0a:2c:00:02' };
 		s.overlayPorts.setMany([[77, port]]);
 		assert.equal([...s.overlayPorts.entries()], [[77, port]]);
+		const shown = { gateway: '172.18.0.1', ifindex: 0, first_port: 1024, port_count: 31744 };
+		const out = { gateway: 'fd00::fe', ifindex: 2, first_port: 0, port_count: 0 };
+		s.onLink.setMany([
+			[{ list: 9, prefix: '172.18.0.0/16' }, shown],
+			[{ list: 0, prefix: 'fd18::/64' }, out],
+		]);
+		assert.equal(byKey(s.onLink.entries()), [
+			[{ list: 0, prefix: 'fd18::/64' }, out],
+			[{ list: 9, prefix: '172.18.0.0/16' }, shown],
+		]);
+		assert.equal(s.onLink.get({ list: 9, prefix: '172.18.0.0/16' }), shown);
+		assert.is(s.onLink.get({ list: 9, prefix: '172.18.7.0/24' }), undefined);
 
 		s.networks.deleteMany([5001, 5002, 5003]);
 		s.overlayEndpoints.deleteMany(['5001 10.44.0.2', '5001 fd00:44::a2c:2', '5002 10.44.0.2', '1 10.0.0.1']);
@@ -207,6 +221,11 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			{ acl: 9, prefix: 'fd00::/8' },
 		]);
 		s.deny.deleteMany([{ acl: 5, prefix: '10.1.0.0/16' }]);
+		s.onLink.deleteMany([
+			{ list: 9, prefix: '172.18.0.0/16' },
+			{ list: 0, prefix: 'fd18::/64' },
+			{ list: 1, prefix: 'fd18::/64' },
+		]);
 		for (const rows of [
 			s.uplinks,
 			s.ownAddresses,
@@ -223,6 +242,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.overlayEndpoints,
 			s.overlaySlices,
 			s.overlayPorts,
+			s.onLink,
 		])
 			assert.equal([...rows.entries()], []);
 	});

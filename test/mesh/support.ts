@@ -89,6 +89,8 @@ export const FACTS: LocalFacts = {
 	]),
 	dsrProven: new Set(),
 	endpoints: new Map(),
+	gateways: new Map(),
+	standInPorts: [1024, 31744],
 	localPorts: [[32768, 60999]],
 	kernelPorts: new Set(),
 	refusedPorts: new Map(),
