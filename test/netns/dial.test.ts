@@ -235,12 +235,19 @@ scenario(
 						},
 					],
 				});
-				for (const port of [8060, 8061]) {
+				for (const [port, verdict] of [
+					[8060, 'endpoint_tc return_client_local'],
+					[8061, 'uplink_tc return_task'],
+				] as const) {
+					const before = (await mesh.agent('n1').verdicts())[verdict] ?? 0;
 					const report = await net.udpload('n1t1', ['-n', 2, '-c', 1, ...targets(net, ['n1'], port, [family])]);
+					const after = await mesh.agent('n1').verdicts();
 					assert.ok(
 						Object.keys(report.errors).some((e) => /refused/i.test(e)),
-						`${port}: ${JSON.stringify(report)} ${JSON.stringify(await mesh.verdicts())}`,
+						`${port}: ${JSON.stringify(report)} ${JSON.stringify(after)}`,
 					);
+					// Not from the node's own kernel, on whose port nothing listens either.
+					assert.ok((after[verdict] ?? 0) > before, `${port}: ${JSON.stringify(after)}`);
 				}
 				await mesh.change(document);
 			});

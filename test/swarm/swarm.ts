@@ -55,14 +55,22 @@ export class Swarm {
 
 	private constructor(readonly nodes: number) {}
 
-	/** Engines joined in one swarm; nodes 1…managers are managers. */
-	static up(nodes: number, managers = 1): Swarm {
+	/** Engines joined in one swarm; nodes 1…managers are managers. `ipv6`: on the wire and on docker_gwbridge. */
+	static up(nodes: number, managers = 1, ipv6 = false): Swarm {
 		const s = new Swarm(nodes);
 		open.add(s);
 		mountBpffs();
 		spawnSync('bpftool', ['prog', 'load', tool('pass.o'), s.#pass, 'type', 'xdp']);
 		const rootfs = makeRootfs();
-		s.#bed(['up', String(nodes)], { BED_MANAGERS: String(managers), BED_ROOTFS: rootfs }, 150_000);
+		s.#bed(
+			['up', String(nodes)],
+			{
+				BED_MANAGERS: String(managers),
+				BED_ROOTFS: rootfs,
+				...(ipv6 ? { BED_IPV6: '1' } : {}),
+			},
+			150_000,
+		);
 		return s;
 	}
 
@@ -83,6 +91,12 @@ export class Swarm {
 		return `${subnet}.${node}`;
 	}
 	readonly client = `${subnet}.100`;
+
+	/** Where the swarm was made with IPv6. */
+	address6(node: number): string {
+		return `fd79::${node}`;
+	}
+	readonly client6 = 'fd79::100';
 
 	/** The docker command against a node's engine. @throws where it fails */
 	docker(node: number, ...args: readonly string[]): string {
@@ -267,6 +281,17 @@ export class Swarm {
 	startLoad(args: readonly (string | number)[]): { report(): Promise<LoadReport>; stop(): void } {
 		const child = this.#spawn('client', [tool('load'), ...args.map(String)]);
 		return { report: () => this.#report<LoadReport>(child), stop: () => void child.kill('SIGTERM') };
+	}
+	/** Runs a test program in the network of a container of a node. */
+	loadIn(node: number, container: string, args: readonly (string | number)[]): Promise<LoadReport> {
+		return this.#report<LoadReport>(this.#spawn(node, this.#inside(node, container, 'load', args)));
+	}
+	udploadIn(node: number, container: string, args: readonly (string | number)[]): Promise<UdpReport> {
+		return this.#report<UdpReport>(this.#spawn(node, this.#inside(node, container, 'udpload', args)));
+	}
+	#inside(node: number, container: string, program: 'load' | 'udpload', args: readonly (string | number)[]): string[] {
+		const netns = this.docker(node, 'inspect', '--format', '{{.NetworkSettings.SandboxKey}}', container);
+		return ['nsenter', `--net=${netns}`, '--', tool(program), ...args.map(String)];
 	}
 	udpload(args: readonly (string | number)[]): Promise<UdpReport> {
 		return this.#report<UdpReport>(this.#spawn('client', [tool('udpload'), ...args.map(String)]));

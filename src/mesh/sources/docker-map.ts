@@ -1,4 +1,5 @@
 /** Answers of a manager's Engine API → Membership. Pure: what an engine says is data, and wrong data is left out and told. */
+import ipaddr from 'ipaddr.js';
 import type {
 	BackendState,
 	Membership,
@@ -323,6 +324,17 @@ export function mapAnswers(answers: Answers): Mapped {
 export interface Leg {
 	readonly address4?: string;
 	readonly address6?: string;
+	/** Subnets of its other networks, the ingress network too: it answers clients in there on-link. */
+	readonly onLink?: readonly string[];
+}
+
+export function sameLeg(a: Leg | undefined, b: Leg | undefined): boolean {
+	return (
+		a === b ||
+		(a?.address4 === b?.address4 &&
+			a?.address6 === b?.address6 &&
+			(a?.onLink ?? []).join() === (b?.onLink ?? []).join())
+	);
 }
 
 /** The membership as the node itself is to see it: with the addresses of its own tasks, and what befell them just now. */
@@ -373,24 +385,55 @@ export interface OwnContainer {
 	readonly paused: boolean;
 	/** It ran and does not any more. */
 	readonly ended: boolean;
+	/** Subnets of the networks that it is on, but for docker_gwbridge, which no engine lists here. */
+	readonly networks: readonly string[];
+}
+
+interface RawAttachment {
+	readonly IPAddress?: string;
+	readonly IPPrefixLen?: number;
+	readonly GlobalIPv6Address?: string;
+	readonly GlobalIPv6PrefixLen?: number;
+}
+
+function subnetsOf(networks: Readonly<Record<string, RawAttachment | null>> | null | undefined): string[] {
+	const out = new Set<string>();
+	for (const n of Object.values(networks ?? {}))
+		for (const [address, length] of [
+			[n?.IPAddress, n?.IPPrefixLen],
+			[n?.GlobalIPv6Address, n?.GlobalIPv6PrefixLen],
+		] as const) {
+			if (!address || !length || parseAddress(address) === undefined) continue;
+			const kind = address.includes(':') ? ipaddr.IPv6 : ipaddr.IPv4;
+			const cidr = `${address}/${length}`;
+			if (kind.isValidCIDR(cidr)) out.add(`${kind.networkAddressFromCIDR(cidr)}/${length}`);
+		}
+	return [...out].sort();
+}
+
+interface RawContainer {
+	readonly Id?: string;
+	readonly State?: string;
+	readonly Labels?: Readonly<Record<string, string>>;
+	readonly NetworkSettings?: { readonly Networks?: Readonly<Record<string, RawAttachment | null>> | null } | null;
 }
 
 /** GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks. */
 export function ownContainers(raw: unknown): OwnContainer[] {
 	if (!Array.isArray(raw)) return [];
-	return raw.flatMap((c: { Id?: string; State?: string; Labels?: Record<string, string> }) => {
+	return raw.flatMap((c: RawContainer): OwnContainer[] => {
 		const task = c.Labels?.[TASK_LABEL];
-		return c.Id === undefined || !task
-			? []
-			: [
-					{
-						id: c.Id,
-						task,
-						running: c.State === 'running',
-						paused: c.State === 'paused',
-						ended: c.State === 'exited' || c.State === 'dead',
-					},
-				];
+		if (c.Id === undefined || !task) return [];
+		return [
+			{
+				id: c.Id,
+				task,
+				running: c.State === 'running',
+				paused: c.State === 'paused',
+				ended: c.State === 'exited' || c.State === 'dead',
+				networks: subnetsOf(c.NetworkSettings?.Networks),
+			},
+		];
 	});
 }
 

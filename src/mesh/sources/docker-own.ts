@@ -2,7 +2,7 @@
  * This node's own containers: where each task is delivered to, and what befalls it, at once. Swarm says the same later.
  */
 import { sentence } from '../../errors.js';
-import { type Leg, legsOf, ownContainers, TASK_LABEL, type TaskReport } from './docker-map.js';
+import { type Leg, legsOf, ownContainers, sameLeg, TASK_LABEL, type TaskReport } from './docker-map.js';
 import { type Engine, EngineError, type EngineEvent } from './engine.js';
 
 export interface OwnEvents {
@@ -111,7 +111,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 			for (const c of ownContainers(containers)) {
 				there.add(c.task);
 				const leg = byContainer.get(c.id);
-				if (leg !== undefined) next.set(c.task, leg);
+				if (leg !== undefined) next.set(c.task, c.networks.length === 0 ? leg : { ...leg, onLink: c.networks });
 				const known = said.get(c.task);
 				// Paused, or no more, while events were not heard; what was heard since the asking is newer than the answer.
 				const heard = known !== before.get(c.task);
@@ -127,9 +127,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 				}
 			}
 			lastError = '';
-			const same =
-				next.size === legs.size &&
-				[...next].every(([t, l]) => legs.get(t)?.address4 === l.address4 && legs.get(t)?.address6 === l.address6);
+			const same = next.size === legs.size && [...next].every(([t, l]) => sameLeg(legs.get(t), l));
 			if (!same) legs = next;
 			if (!same || news) restate(false);
 			const missing = expected.some((t) => !legs.has(t) && there.has(t) && said.get(t)?.state !== 'down');
