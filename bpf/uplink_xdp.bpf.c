@@ -91,40 +91,41 @@ INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *
 /* An ICMP error about a flow of this backend, rewritten to speak of what the endpoint knows. */
 GLOBAL int enter_icmp(struct xdp_md *ctx, const struct packet *p, const struct local_backend *lb)
 {
-	struct packet q = {};
+	__u32 zero = 0;
+	struct packet *q = bpf_map_lookup_elem(&quoted_scratch, &zero);
 	__be16 quoted[2];
 	struct on_link *o = NULL;
 	bool found = false;
 
-	if (!p || !lb)
+	if (!p || !lb || !q)
 		return DROP_HELPER;
 	struct in6_addr endpoint = p->family == 4 ? lb->addr4 : lb->addr6;
 	struct revnat_key k = { .endpoint = endpoint, .port = lb->port, .proto = lb->proto };
 
-	if (parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, &q))
+	if (parse_quoted((void *)(long)ctx->data, (void *)(long)ctx->data_end, p, q))
 		return DROP_MALFORMED;
-	k.client = q.src;
+	k.client = q->src;
 	for (__u32 i = 0; i < REVNAT_CANDIDATES + ON_LINK_CANDIDATES && !found; i++) {
 		if (i == REVNAT_CANDIDATES) {
-			o = lb->flags & LOCAL_ON_LINK ? on_link_of(lb->ifindex, &q.src) : NULL;
+			o = lb->flags & LOCAL_ON_LINK ? on_link_of(lb->ifindex, &q->src) : NULL;
 			if (!o)
 				break;
 			k.client = o->gateway;
 		}
-		k.client_port = o ? gateway_candidate(&q, o, i - REVNAT_CANDIDATES) : candidate(&q, i);
+		k.client_port = o ? gateway_candidate(q, o, i - REVNAT_CANDIDATES) : candidate(q, i);
 		struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
 
 		if (!v)
 			v = bpf_map_lookup_elem(&revnat_new, &k);
-		found = v && is_mine(v, &q);
+		found = v && is_mine(v, q);
 	}
 	if (!found)
 		return DROP_UNKNOWN_BACKEND;
 	quoted[0] = lb->port;
 	quoted[1] = k.client_port;
-	if (o && (rewrite_quoted_client(ctx, p, &q.src, &o->gateway) || rewrite_source(ctx, p, &o->gateway)))
+	if (o && (rewrite_quoted_client(ctx, p, &q->src, &o->gateway) || rewrite_source(ctx, p, &o->gateway)))
 		return DROP_MALFORMED;
-	return rewrite_quoted(ctx, p, &q, &endpoint, quoted) ? DROP_MALFORMED : 0;
+	return rewrite_quoted(ctx, p, q, &endpoint, quoted) ? DROP_MALFORMED : 0;
 }
 
 INLINE int deliver_icmp(struct xdp_md *ctx, struct packet *p, const struct settings *s, const struct passage *to)

@@ -210,7 +210,7 @@ else if (!process.env.BL_LDR_NETNS) {
 	});
 
 	test("the repository's own programs load", async () => {
-		const objects = ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'socket']
+		const objects = ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'gateway_tc', 'socket']
 			.map((n) => `${n}.bpf.o`)
 			.filter((n) => existsSync(join(BPF_DIR, n.replace(/\.o$/, '.c'))));
 		const d = await start({ bpfDir: BPF_DIR, objects });
