@@ -40,13 +40,13 @@ import { type Run, run as runCommand } from './exec.js';
 import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
-import { watchKernel } from './monitor.js';
+import { watchKernel, watchRules } from './monitor.js';
 import { type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
-import { reservePorts } from './ports.js';
+import { listening, reservePorts } from './ports.js';
 import { openSource, type Source } from './source.js';
 import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
 import { STREAM_PORT } from './stream.js';
@@ -101,6 +101,8 @@ const HEARTBEAT_MS = 1000;
 const SETTLE_MS = 5000;
 /** Without any sign of a change: what no event told. */
 const FULL_MS = 30_000;
+/** Between looks at what listens on published ports. */
+const SOCKETS_MS = 3000;
 /** How long a backend that came while no agent ran may wait for its node's agent. */
 const NEWCOMERS_WAIT_MS = 15_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
@@ -109,6 +111,14 @@ const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
 const PEERS_START_MS = 5000;
 /** A restarted agent first asks who is down, or it would give the dead their flows back for a moment. */
 const PEERS_SETTLE_MS = 800;
+
+function usesLegacyIptables(): boolean {
+	try {
+		return ['ip', 'ip6'].some((f) => readFileSync(`/proc/net/${f}_tables_names`, 'utf8').trim() !== '');
+	} catch {
+		return false;
+	}
+}
 
 /** Where cgroup2 is mounted; undefined: nowhere. */
 export function cgroupRoot(mounts = readFileSync('/proc/mounts', 'utf8')): string | undefined {
@@ -1001,8 +1011,36 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			);
 		}
 
+		const rules = watchRules(() => {
+			locals.rereadFirewall();
+			mark('the firewall', true);
+		});
+		// What listens on a published port by now, and rules that no monitor hears of: told within seconds.
+		let heard: string | undefined;
+		const sockets = setInterval(() => {
+			const ports = local?.allPublishedPorts;
+			if (ports === undefined || ports.size === 0) return;
+			void listening(run, ports).then(
+				(now) => {
+					if (closed || heard === now) return;
+					heard = now;
+					mark('a socket', true);
+				},
+				() => undefined,
+			);
+		}, SOCKETS_MS);
+		const legacy = setInterval(() => {
+			if (!rules.running || usesLegacyIptables()) {
+				locals.rereadFirewall();
+				mark('the firewall', true);
+			}
+		}, FULL_MS);
+
 		let closing: Promise<void> | undefined;
 		function stop(): void {
+			clearInterval(sockets);
+			clearInterval(legacy);
+			rules.close();
 			clearTimeout(timer);
 			clearInterval(heartbeat);
 			clearInterval(settle);

@@ -20,7 +20,7 @@ import type { Run } from './exec.js';
 import { covers, type Firewall, readFirewall } from './firewall.js';
 import { chooseUplinks, connectedPrefixes, globalAddresses, type Link, readLinks, type UplinkChoice } from './links.js';
 import { forget, manage, type Neighbour, readNeighbours } from './neighbours.js';
-import { localPortRange, type Published, readSockets, refusePorts } from './ports.js';
+import { contestedPorts, localPortRange, type PortRules, type Published, readSockets, refusePorts } from './ports.js';
 import { type DefaultRoute, defaultRoutes, type Way, waysTo } from './routes.js';
 
 export interface LocalInput {
@@ -59,6 +59,8 @@ export interface Local {
 	readonly refusedPorts: readonly { readonly key: string; readonly service: string; readonly reason: string }[];
 	/** Published ports that are (to be) served, as numbers: what is to be reserved. */
 	readonly publishedPorts: ReadonlySet<number>;
+	/** Those and the refused ones. */
+	readonly allPublishedPorts: ReadonlySet<number>;
 	/** Neighbours that this agent asked the kernel to keep. */
 	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
 }
@@ -398,14 +400,17 @@ export function createLocal(deps: LocalDeps): LocalState {
 				firewallFor = signature;
 			}
 			const rules = firewall;
-			const refusedPorts = refusePorts(published, {
+			const portRules: PortRules = {
 				sockets,
 				firewall: rules,
 				vxlanPort: input.vxlanPort,
 				httpPorts: input.httpPorts,
 				acceptFirewallBypass: input.acceptFirewallBypass,
 				served,
-			});
+			};
+			const refusedPorts = refusePorts(published, portRules);
+			for (const c of contestedPorts(published, portRules))
+				warnings.push(`${c.key} of ${c.service} is served all the same, for it was before: ${c.reason}`);
 			const refusedKeys = new Set(refusedPorts.map((r) => r.key));
 			for (const p of published) {
 				const name = portName(p.protocol, p.port);
@@ -468,6 +473,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 				publishedPorts: new Set(
 					published.filter((p) => !refusedKeys.has(portName(p.protocol, p.port))).map((p) => p.port),
 				),
+				allPublishedPorts: new Set(published.map((p) => p.port)),
 				neighbours: [...managed.values()],
 			};
 		},

@@ -59,3 +59,54 @@ export function watchKernel(
 		},
 	};
 }
+
+/** Rules come in bursts: Docker writes dozens for a container. */
+const RULES_SETTLE_MS = 300;
+const RULES_EVERY_MS = 5000;
+
+/**
+ * Tells that netfilter's rules changed, by `nft monitor`, which hears of nft's and of iptables' over nf_tables; not of
+ * iptables-legacy.
+ */
+export function watchRules(onChange: () => void): { readonly running: boolean; close(): void } {
+	let child: ChildProcess | undefined;
+	let closed = false;
+	let running = false;
+	let restart: NodeJS.Timeout | undefined;
+	let due: NodeJS.Timeout | undefined;
+	let lastAt = Number.NEGATIVE_INFINITY;
+	const changed = () => {
+		if (due !== undefined || closed) return;
+		const inMs = Math.max(RULES_SETTLE_MS, lastAt + RULES_EVERY_MS - performance.now());
+		due = setTimeout(() => {
+			due = undefined;
+			lastAt = performance.now();
+			onChange();
+		}, inMs);
+	};
+	const start = () => {
+		const c = spawn('nft', ['monitor', 'ruleset'], { stdio: ['ignore', 'pipe', 'ignore'] });
+		child = c;
+		running = true;
+		const end = () => {
+			if (!running || closed) return;
+			running = false;
+			restart = setTimeout(start, 30_000);
+		};
+		c.on('error', end);
+		c.on('exit', end);
+		c.stdout?.on('data', changed);
+	};
+	start();
+	return {
+		get running() {
+			return running;
+		},
+		close() {
+			closed = true;
+			clearTimeout(restart);
+			clearTimeout(due);
+			child?.kill();
+		},
+	};
+}

@@ -32,6 +32,15 @@ export async function readSockets(run: Run): Promise<Held[]> {
 	return parseSockets(await run('ss', ['-H', '-lntup']));
 }
 
+/**
+ * Ports that are listened on, of those given, as one text: what to compare cheaply. Without names of processes, which take
+ * a walk through /proc.
+ */
+export async function listening(run: Run, ports: ReadonlySet<number>): Promise<string> {
+	const held = parseSockets(await run('ss', ['-H', '-lntu'])).filter((s) => ports.has(s.port));
+	return [...new Set(held.map((s) => `${s.protocol}/${s.port} ${s.address}`))].sort().join();
+}
+
 export interface Published {
 	readonly service: string;
 	readonly protocol: Protocol;
@@ -60,6 +69,12 @@ export interface PortRules {
 }
 
 const DOCKERS = new Set(['dockerd', 'docker-proxy']);
+
+/** What came after a port was taken, and would have kept it from being taken: told, for its flows stay where they are. Pure. */
+export function contestedPorts(published: readonly Published[], rules: PortRules): Refused[] {
+	const served = published.filter((p) => rules.served.has(`${p.protocol}/${p.port}`));
+	return refusePorts(served, { ...rules, served: new Set() });
+}
 
 /** Which published ports must not be taken on this node (DESIGN 5.2), and why. Pure. */
 export function refusePorts(published: readonly Published[], rules: PortRules): Refused[] {

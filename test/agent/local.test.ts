@@ -3,9 +3,17 @@ import * as assert from 'uvu/assert';
 import { type EndpointFacts, locate } from '../../src/agent/endpoints.js';
 import { covers, parseIptables, parseNft } from '../../src/agent/firewall.js';
 import { chooseUplinks, globalAddresses, type Link, whyNot } from '../../src/agent/links.js';
+import { portsBeside } from '../../src/agent/local.js';
 import { parseNeighbourLine } from '../../src/agent/monitor.js';
 import { parseFeatures } from '../../src/agent/offloads.js';
-import { formatPortList, parsePortList, parseSockets, refusePorts } from '../../src/agent/ports.js';
+import {
+	contestedPorts,
+	formatPortList,
+	listening,
+	parsePortList,
+	parseSockets,
+	refusePorts,
+} from '../../src/agent/ports.js';
 import type { Way } from '../../src/agent/routes.js';
 
 let index = 1;
@@ -182,6 +190,28 @@ test('ports that are refused, and those that are not', () => {
 	assert.is(why(port('tcp', 9000, { allow: true })), undefined);
 	assert.is(why(port('tcp', 9000), { acceptFirewallBypass: true }), undefined);
 	assert.is(why(port('tcp', 22), { served: new Set(['tcp/22']) }), undefined, 'served already');
+
+	const contested = (served: readonly string[]) =>
+		contestedPorts([port('tcp', 22), port('tcp', 9000)], { ...rules, served: new Set(served) }).map((c) => c.key);
+	assert.equal(contested([]), [], 'what is refused is told as such');
+	assert.equal(contested(['tcp/22', 'tcp/9000']), ['tcp/22', 'tcp/9000']);
+	assert.equal(contested(['tcp/9000', 'udp/22']), ['tcp/9000']);
+});
+
+test('what listens on given ports, as one text', async () => {
+	const run = async () => `tcp LISTEN 0 128 0.0.0.0:22 0.0.0.0:*
+tcp LISTEN 0 128 [::]:8080 [::]:*
+udp UNCONN 0 0 127.0.0.53%lo:53 0.0.0.0:*
+udp UNCONN 0 0 0.0.0.0:8080 0.0.0.0:*
+`;
+	assert.is(await listening(run, new Set([8080, 53])), 'tcp/8080 ::,udp/53 127.0.0.53,udp/8080 0.0.0.0');
+	assert.is(await listening(run, new Set([81])), '');
+});
+
+test('stand-in ports lie where the kernel does not choose', () => {
+	assert.equal(portsBeside({ from: 32768, to: 60999 }), [1024, 31744]);
+	assert.equal(portsBeside({ from: 2000, to: 30000 }), [30001, 35535]);
+	assert.equal(portsBeside({ from: 1024, to: 65535 }), [1024, 0]);
 });
 
 test('iptables: DNAT, restricting filters, harmless accepts, masquerade', () => {
