@@ -41,7 +41,8 @@ import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel, watchRules } from './monitor.js';
-import { type Namespaces, watchNamespaces } from './namespaces.js';
+import type { Closed } from './namespace-job.js';
+import { createVisitor, mergeAttached, type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
@@ -298,6 +299,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		let now: Entries | undefined;
 		let vipsNow: VipEntries | undefined;
 		let namespaces: Namespaces | undefined;
+		const visitor = createVisitor();
 		let health = HEALTHY;
 		let committed = false;
 		let isReady = false;
@@ -589,8 +591,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 		function attachedNamespaces(): ReadonlyMap<bigint, readonly number[]> | undefined {
 			const own = networks.namespaces();
-			const found = namespaces === undefined ? new Map<bigint, readonly string[]>() : namespaces.current();
-			return found && new Map([...own, ...[...found].map(([cookie, ids]) => [cookie, vnisOf(ids)] as const)]);
+			if (namespaces === undefined) return own;
+			const found = namespaces.current();
+			return found && mergeAttached(own, new Map([...found].map(([cookie, ids]) => [cookie, vnisOf(ids)])));
 		}
 		/** VIPs wait for nothing else: no fact of this node but its namespaces is in them. */
 		function applyVips(m: Mesh): { readonly changes: number; readonly errors: readonly string[] } {
@@ -606,12 +609,22 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 		async function closeSockets(gone: readonly GoneBackend[]): Promise<void> {
 			for (const vni of new Set(gone.map((g) => g.network))) {
+				if (closed) return;
 				const id = membership.networks.find((n) => n.vni === vni)?.id;
-				if (id === undefined || namespaces === undefined || closed) continue;
 				const addresses = gone.filter((g) => g.network === vni).map((g) => g.address);
-				const r = await namespaces.closeSockets(id, addresses);
-				if (r.found > 0) log.debug({ addresses, ...r }, 'connected UDP sockets of tasks that ended are closed');
-				if (r.left > 0)
+				const done: Closed[] = [];
+				if (id !== undefined && namespaces !== undefined) done.push(await namespaces.closeSockets(id, addresses));
+				for (const path of networks.paths(vni)) {
+					try {
+						done.push((await visitor.call(path, { close: addresses })) as Closed);
+					} catch (e) {
+						log.debug(`namespace ${path}: ${sentence(e)}`);
+					}
+				}
+				const sum = (of: (c: Closed) => number) => done.reduce((n, c) => n + of(c), 0);
+				const found = sum((c) => c.found);
+				if (found > 0) log.debug({ addresses, found }, 'connected UDP sockets of tasks that ended are closed');
+				if (sum((c) => c.left) > 0)
 					warnings.set(
 						'close sockets',
 						'connected UDP sockets of tasks that ended stay as they are: this kernel closes none (CONFIG_INET_DIAG_DESTROY), or ss is missing (iproute2)',
@@ -1017,11 +1030,12 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 		if (source.name === 'docker') {
 			namespaces = watchNamespaces(
-				{ engine: createEngine(parseDockerHost(process.env)), log: (level, text) => log[level](text) },
+				{ engine: createEngine(parseDockerHost(process.env)), visit: visitor, log: (level, text) => log[level](text) },
 				{
-					onAttached({ cookie, networks }) {
+					onAttached({ cookie, networks: ids }) {
 						try {
-							vips.attach(cookie, vnisOf(networks));
+							const vnis = new Map([[cookie, vnisOf(ids)]]);
+							vips.attach(cookie, mergeAttached(networks.namespaces(), vnis).get(cookie) ?? []);
 						} catch (e) {
 							log.warn(`namespace ${cookie}: ${sentence(e)}`);
 						}
@@ -1065,7 +1079,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearInterval(heartbeat);
 			clearInterval(settle);
 			closing ??= source.close();
-			void namespaces?.close();
+			void Promise.resolve(namespaces?.close()).then(() => visitor.close());
 			peers.stop();
 			monitor.close();
 			stopVerdicts?.();

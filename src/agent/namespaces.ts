@@ -52,7 +52,7 @@ export interface NamespacesDeps {
 	readonly engine: Pick<Engine, 'get' | 'events'>;
 	readonly directory?: string;
 	readonly log: (level: 'info' | 'warn' | 'debug', text: string) => void;
-	/** Runs a job in a namespace; default: in one thread that goes from one to the next. */
+	/** Runs a job in a namespace; default: a visitor of its own. */
 	readonly visit?: { call(path: string, job: Job): Promise<unknown>; close(): Promise<void> };
 }
 
@@ -84,7 +84,8 @@ interface Known {
 	networks: readonly string[];
 }
 
-function threadOf(): NonNullable<NamespacesDeps['visit']> {
+/** One thread that goes from namespace to namespace. It is started at the first call. */
+export function createVisitor(): NonNullable<NamespacesDeps['visit']> {
 	const module = new URL('./namespace-job.js', import.meta.url);
 	let thread: ReturnType<typeof openNetns> | undefined;
 	return {
@@ -137,10 +138,20 @@ export function endpointsOfNetwork(network: string, raw: unknown): Endpoint[] {
 	});
 }
 
+/** Namespaces and their networks from two who know of some each: a container may be on Docker's networks and on ours. */
+export function mergeAttached(
+	a: ReadonlyMap<bigint, readonly number[]>,
+	b: ReadonlyMap<bigint, readonly number[]>,
+): ReadonlyMap<bigint, readonly number[]> {
+	const out = new Map(a);
+	for (const [cookie, vnis] of b) out.set(cookie, [...new Set([...(out.get(cookie) ?? []), ...vnis])]);
+	return out;
+}
+
 export function watchNamespaces(deps: NamespacesDeps, on: NamespacesEvents): Namespaces {
 	const { engine, log } = deps;
 	const directory = deps.directory ?? DOCKER_NETNS;
-	const visit = deps.visit ?? threadOf();
+	const visit = deps.visit ?? createVisitor();
 	/** By name of the file. */
 	const known = new Map<string, Known>();
 	const entering = new Set<string>();
@@ -408,7 +419,7 @@ export function watchNamespaces(deps: NamespacesDeps, on: NamespacesEvents): Nam
 			clearTimeout(eventsTimer);
 			watcher?.close();
 			events?.close();
-			await visit.close();
+			if (deps.visit === undefined) await visit.close();
 		},
 	};
 }

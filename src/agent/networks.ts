@@ -19,6 +19,7 @@ import type { Membership, NetworkEndpoint, NetworkSpec } from '../mesh/types.js'
 import { AgentError } from './api.js';
 import type { AttachedEndpoint, Overlay, OverlayState } from './overlay.js';
 import { removeResolvConf, writeResolvConf } from './resolv.js';
+import { namespaceOf } from './veth.js';
 
 export interface NetworksDeps {
 	readonly overlay: Overlay;
@@ -76,6 +77,8 @@ export interface Networks {
 	updateNames(): void;
 	/** What an earlier boot left in the source is given back; names are served. Once, at the start. */
 	begin(): Promise<void>;
+	/** Paths of the namespaces that are on a network, by its VNI; those that are another's by now are left out. */
+	paths(vni: number): readonly string[];
 	facts(): readonly OverlayEndpointFact[];
 	/** Programs on the host ends: before rows name them. @returns what could not be done, by interface */
 	attachPrograms(d: Datapath): ReadonlyMap<string, string>;
@@ -278,6 +281,18 @@ export function createNetworks(deps: NetworksDeps): Networks {
 					if (e.node === deps.self() && !known.has(e.id) && !n.options.slices)
 						await deps.addresses.release(n.name, e.address, e.id).catch(() => false);
 		},
+		paths: (vni) => [
+			...new Set(
+				overlay.endpoints.flatMap((e) => {
+					if (e.vni !== vni) return [];
+					try {
+						return namespaceOf(e.netns) === e.namespace ? [e.netns] : [];
+					} catch {
+						return [];
+					}
+				}),
+			),
+		],
 		facts: () => overlay.facts(),
 		attachPrograms(d) {
 			const errors = new Map<string, string>();

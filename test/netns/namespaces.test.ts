@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { openNetns } from 'libbpf-ts';
 import * as assert from 'uvu/assert';
 import { procAddresses } from '../../src/agent/namespace-job.js';
-import { type Attachment, type Namespaces, watchNamespaces } from '../../src/agent/namespaces.js';
+import { type Attachment, mergeAttached, type Namespaces, watchNamespaces } from '../../src/agent/namespaces.js';
 import type { EngineEvent } from '../../src/mesh/sources/engine.js';
 import { run, Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
@@ -232,6 +232,26 @@ scenario(
 				await bed.close();
 				rmSync(directory, { recursive: true, force: true });
 			}
+		});
+
+		test('a namespace on Docker’s networks and on ours is on all of them', () => {
+			const ours = new Map([
+				[1n, [5001]],
+				[2n, [5001, 5002]],
+			]);
+			const dockers = new Map([
+				[1n, []],
+				[2n, [4097]],
+				[3n, [4098]],
+			]);
+			assert.equal(
+				[...mergeAttached(ours, dockers)],
+				[
+					[1n, [5001]],
+					[2n, [5001, 5002, 4097]],
+					[3n, [4098]],
+				],
+			);
 		});
 
 		test('addresses as /proc/net/udp writes them', () => {

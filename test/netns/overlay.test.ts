@@ -262,6 +262,32 @@ scenario(
 			assert.match(refused.stderr, /no endpoint of service web is declared for n1 on network red: write it into/);
 		});
 
+		test('a task that is taken out of the mesh: sockets connected to it by the VIP are closed', async ({
+			net,
+			mesh,
+		}) => {
+			const load = net.startUdpload('r1', ['-n', 0, '-c', 30, '-i', 20, '-t', 500, '-d', 30_000, '10.44.0.250:7']);
+			const connected = () =>
+				net.exec('r1', ['ss', '-Hun', 'dst', '10.44.0.150']).stdout.split('\n').filter(Boolean).length;
+			await waitFor(
+				'sockets to be connected to w3',
+				async () => {
+					if (connected() > 3) return true;
+					const { services } = await mesh.agent('n1').get<{ services: { vips: unknown }[] }>('/v1/services');
+					throw new Error(`${JSON.stringify(services.map((s) => s.vips))} ${net.exec('r1', ['ss', '-un']).stdout}`);
+				},
+				30_000,
+				200,
+			);
+			const [red, ...others] = document.networks ?? [];
+			const only = { ...red, endpoints: red.endpoints?.filter((e) => e.name !== 'w3') ?? [] };
+			await mesh.change({ ...document, networks: [only, ...others] }, ['n1']);
+			await waitFor('them to be closed', () => connected() === 0);
+			const r = await load.finish();
+			assert.ok((r.errors.EDESTADDRREQ ?? 0) > 0, JSON.stringify(r.errors));
+			await mesh.change(document, ['n1']);
+		});
+
 		test('a container on two networks has two interfaces and one way out', async (b) => {
 			await attach(b, 'x1', 'n1', 'red', ['--ip', '10.44.0.9', '--name', 'both']);
 			await attach(b, 'x1', 'n1', 'shut');

@@ -163,7 +163,7 @@ export class Swarm {
 	}
 
 	/** Waits until a node's agent has applied everything once. */
-	async ready(node: number, limitMs = 30_000): Promise<void> {
+	async ready(node: number, limitMs = 90_000): Promise<void> {
 		await waitFor(
 			`the agent of node${node} to be ready`,
 			async () => {
@@ -341,7 +341,10 @@ export class Swarm {
 			env: { ...process.env, DOCKER_HOST: `unix://${this.directory}/node${node}/run/docker.sock` },
 			stdio: ['ignore', 'pipe', 'pipe'],
 		});
-		return { report: () => this.#report<R>(child), stop: () => void child.kill('SIGTERM') };
+		const report = this.#report<R>(child);
+		// Whoever waits for it is told; nobody may be waiting yet.
+		report.catch(() => undefined);
+		return { report: () => report, stop: () => void child.kill('SIGTERM') };
 	}
 
 	/** Addresses of `port` on nodes. */

@@ -68,7 +68,7 @@ async function known(swarm: Swarm, service: string, active: number): Promise<voi
 			}
 			return true;
 		},
-		60_000,
+		120_000,
 		50,
 	).catch((e: Error) => {
 		throw new Error(`${e.message}: ${last}`);
