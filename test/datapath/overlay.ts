@@ -63,7 +63,7 @@ export function fillOverlay(w: World): void {
 			[`${VNIS.red} ${at(FAR, six)}`, { node: 2, ifindex: 0, mac: FAR_MAC, flags: 0 }],
 			[
 				`${VNIS.red} ${at(VIP, six)}`,
-				{ node: 0, ifindex: 0, mac: '02:42:0a:07:00:0a', flags: OverlayFlag.OVERLAY_VIP },
+				{ node: 2, ifindex: 0, mac: '02:42:0a:07:00:0a', flags: OverlayFlag.OVERLAY_VIP },
 			],
 			[`${VNIS.secret} ${at(FAR, six)}`, { node: 2, ifindex: 0, mac: FAR_MAC, flags: 0 }],
 		]);
