@@ -11,7 +11,7 @@ import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 
 const PARTS = ['program', 'live', 'e2e', 'overlay', 'control'] as const;
 type Part = (typeof PARTS)[number];
-const DEFAULT_RUNS: Readonly<Record<Part, number>> = { program: 11, live: 11, e2e: 5, overlay: 11, control: 3 };
+const DEFAULT_RUNS: Readonly<Record<Part, number>> = { program: 11, live: 11, e2e: 5, overlay: 31, control: 3 };
 
 async function part(name: Part, runs: number, only: string, inside: boolean): Promise<void> {
 	switch (name) {

@@ -10,7 +10,7 @@
  *	     |                               |
  *	   --+-------------------------------+--
  *
- * One of them at a time: Beeline's programs are taken down where the kernel's path is measured. Frames on the wire are as cards
+ * One of them at a time: Beeline's programs are taken off the uplinks where the kernel's path is measured. Frames on the wire are as cards
  * send them (whole checksums, no more than 1500 bytes), and joined again on arrival (GRO) for both. A veth hands its frames
  * to XDP through a conversion that a card need not make; the row "with XDP_PASS" has the kernel's path pay for that too.
  */
@@ -24,9 +24,9 @@ const VNI = 5001;
 const KERNEL_VNI = 6001;
 const STREAMS = 4;
 /** Less on a machine that is emulated. */
-const STREAM_BYTES = Number(process.env.BENCH_STREAM_BYTES ?? 100_000_000);
+const STREAM_BYTES = Number(process.env.BENCH_STREAM_BYTES ?? 50_000_000);
 const SOCKETS = 32;
-const UDP_MS = Number(process.env.BENCH_UDP_MS ?? 1000);
+const UDP_MS = Number(process.env.BENCH_UDP_MS ?? 500);
 const INNER_MTU = 1450;
 /** TCP with timestamps over IPv4. */
 const SEGMENT = INNER_MTU - 52;
@@ -76,7 +76,7 @@ interface Path {
 	readonly name: string;
 	readonly address: (host: number) => string;
 	/** Makes it the only one, and returns how to undo that. */
-	readonly enter: (net: Topology) => Promise<() => Promise<void>>;
+	readonly enter: (net: Topology, overlay: Overlay) => Promise<() => Promise<void>>;
 }
 
 const PATHS: readonly Path[] = [
@@ -94,9 +94,9 @@ const PATHS: readonly Path[] = [
 	{
 		name: 'Beeline',
 		address: address4,
-		async enter(net) {
-			const overlay = await Overlay.start(net, { endpoints: ENDPOINTS, networks: { [VNI]: 0 } }, true);
-			return () => overlay.close();
+		async enter(_net, overlay) {
+			await overlay.toggle();
+			return () => overlay.toggle();
 		},
 	},
 ];
@@ -130,8 +130,8 @@ export async function overlayBench(runs: number): Promise<void> {
 		['the same node', X1B],
 	] as const;
 	try {
-		// The namespaces and their veths, to stay.
-		await (await Overlay.start(net, { endpoints: ENDPOINTS, networks: { [VNI]: 0 } })).close();
+		const overlay = await Overlay.start(net, { endpoints: ENDPOINTS, networks: { [VNI]: 0 } });
+		await overlay.toggle();
 		buildKernelPath(net);
 		for (const node of ['n1', 'n2']) net.exec(node, ['ethtool', '-K', 'eth0', 'gro', 'on']);
 		const pids = softirqThreads();
@@ -140,7 +140,7 @@ export async function overlayBench(runs: number): Promise<void> {
 			// Each goes first now and then.
 			for (let j = 0; j < PATHS.length; j++) {
 				const path = PATHS[(i + j) % PATHS.length];
-				const leave = await path.enter(net);
+				const leave = await path.enter(net, overlay);
 				try {
 					for (const [where, to] of destinations) {
 						const key = `${where}|${path.name}`;

@@ -2,7 +2,7 @@
  * The datapath of one node without an agent: loads, fills the maps with the rows of a file, attaches, and stays.
  * Run in the node's namespace by overlay.ts. SIGHUP reads the file again (rows are added, none is taken away); SIGUSR1 prints
  * the counters as a line of JSON, `{"overlay_tc encap_overlay": [packets, bytes], …}`. Prints "ready" when attached;
- * SIGTERM takes everything down.
+ * SIGUSR2 detaches the uplink and prints "detached", the next one attaches it and prints "attached"; SIGTERM takes everything down.
  */
 import { readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -87,6 +87,13 @@ process.on('SIGUSR1', () => {
 		.verdicts.filter((v) => v.packets > 0n)
 		.map((v) => [`${PROGRAMS[v.program]} ${VERDICTS[v.verdict]}`, [Number(v.packets), Number(v.bytes)]]);
 	console.log(JSON.stringify(Object.fromEntries(counted)));
+});
+let attached = true;
+process.on('SIGUSR2', () => {
+	attached = !attached;
+	if (attached) datapath.attachUplink({ ifindex, name, mode: 'native', mtu });
+	else datapath.detachUplink(ifindex);
+	console.log(attached ? 'attached' : 'detached');
 });
 process.on('SIGTERM', () => {
 	datapath.takeDown();

@@ -45,11 +45,10 @@ export class Overlay {
 		readonly spec: OverlaySpec,
 	) {}
 
-	/** @param plugged the endpoints' namespaces and veths are there, of one that was closed */
-	static async start(net: Topology, spec: OverlaySpec, plugged = false): Promise<Overlay> {
+	static async start(net: Topology, spec: OverlaySpec): Promise<Overlay> {
 		const overlay = new Overlay(net, spec);
 		mountBpffs();
-		if (!plugged) for (const e of spec.endpoints) overlay.#plug(e);
+		for (const e of spec.endpoints) overlay.#plug(e);
 		await Promise.all(net.nodes.map((node) => overlay.#launch(node)));
 		return overlay;
 	}
@@ -171,6 +170,17 @@ export class Overlay {
 		]);
 		for (const e of others)
 			net.exec(name, ['bridge', 'fdb', 'append', endpointMac(e.host), 'dev', 'vx0', 'dst', net.address(e.node).v4]);
+	}
+
+	/** Takes the programs off the uplinks, or puts them back: whichever they are not. */
+	async toggle(): Promise<void> {
+		await Promise.all(
+			[...this.#children].map(async ([node, child]) => {
+				const before = child.stdout().length;
+				child.child.kill('SIGUSR2');
+				await waitFor(`the uplink of ${node} to change`, () => /tached/.test(child.stdout().slice(before)), 10_000, 5);
+			}),
+		);
 	}
 
 	/** Takes the datapath down. Namespaces and veths stay. */
