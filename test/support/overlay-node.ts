@@ -41,6 +41,7 @@ const datapath = await openDatapath({
 	bpfDir: process.env.BEELINE_TEST_BPF ?? join(root, 'bpf'),
 	cacheDir: join(tmpdir(), 'beeline-test-objects'),
 	runDir: first.pinRoot.replace('/sys/fs/bpf', tmpdir()),
+	objects: ['uplink_xdp.bpf.o', 'uplink_tc.bpf.o', 'overlay_tc.bpf.o'],
 	// Tens of megabytes each, and no packet here asks for them.
 	maxEntries: { revnat: 1024, revnat_new: 1024, conntrack: 1024, conntrack_old: 1024, conntrack_half_open: 1024 },
 });

@@ -2,6 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { SEGMENTED_INSIDE } from '../../src/agent/veth.js';
 import { macOfAddress } from '../../src/mesh/subnets.js';
 import { mountBpffs, type Running, type Topology } from './netns.js';
 import type { NodeRows } from './overlay-node.js';
@@ -65,6 +66,8 @@ export class Overlay {
 			`addr add ${address6(host)}/64 dev eth0 nodad`,
 		]);
 		net.ip(node, [`link set e-${name} up`]);
+		for (const feature of SEGMENTED_INSIDE)
+			net.exec(name, ['ethtool', '-K', 'eth0', feature, 'off'], { mayFail: true });
 	}
 
 	#ifindex(node: string, device: string): number {
@@ -129,7 +132,7 @@ export class Overlay {
 				if (child.child.exitCode !== null) throw new Error(`it ended: ${child.stderr()}`);
 				return child.stdout().includes('ready');
 			},
-			60_000,
+			180_000,
 		);
 	}
 
