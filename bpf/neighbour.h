@@ -92,11 +92,6 @@ GLOBAL int answer_arp(struct __sk_buff *skb, const struct overlay_port *port)
 	return RETURN_NEIGHBOUR;
 }
 
-INLINE bool is_unspecified(const struct in6_addr *a)
-{
-	return (a->s6_addr32[0] | a->s6_addr32[1] | a->s6_addr32[2] | a->s6_addr32[3]) == 0;
-}
-
 /* Turns a solicitation into an advertisement. One without a source asks for duplicates: there are none. */
 GLOBAL int answer_solicitation(struct __sk_buff *skb, const struct packet *p, const struct overlay_port *port)
 {
@@ -114,10 +109,14 @@ GLOBAL int answer_solicitation(struct __sk_buff *skb, const struct packet *p, co
 	if (p->l4 != ETH_HLEN + sizeof(struct ipv6hdr) || skb->len < ETH_HLEN + sizeof(struct ipv6hdr) + 24)
 		return DROP_MALFORMED;
 	struct in6_addr asker = p->src, target;
+	__u8 hops;
 
+	/* RFC 4861 section 7.1.1: 255 is proof that no router passed it on. */
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &hops, 1) || hops != 255)
+		return DROP_MALFORMED;
 	if (is_unspecified(&asker) || bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr) + 8, &target, 16))
 		return DROP_NO_ENDPOINT;
-	if (resolve(port, &target, mac))
+	if (is_mapped(p, &target) || resolve(port, &target, mac))
 		return DROP_NO_ENDPOINT;
 	if (bpf_skb_change_tail(skb, sizeof(m), 0))
 		return DROP_HELPER;

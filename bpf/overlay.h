@@ -48,6 +48,17 @@ INLINE void derive_mac(__u8 *mac, const struct in6_addr *addr)
 	*(__u16 *)(mac + 4) = addr->s6_addr16[7];
 }
 
+INLINE bool is_unspecified(const struct in6_addr *a)
+{
+	return (a->s6_addr32[0] | a->s6_addr32[1] | a->s6_addr32[2] | a->s6_addr32[3]) == 0;
+}
+
+/* An IPv4 address as maps write it, but in an IPv6 header: it is no address of the network's. */
+INLINE bool is_mapped(const struct packet *p, const struct in6_addr *a)
+{
+	return p->family == 6 && a->s6_addr32[2] == bpf_htonl(0xffff) && (a->s6_addr32[0] | a->s6_addr32[1]) == 0;
+}
+
 /* Multicast and broadcast of either family. */
 INLINE bool is_group(const struct packet *p)
 {

@@ -5,6 +5,7 @@
  */
 #include "tc.h"
 #include "neighbour.h"
+#include <linux/if_packet.h>
 
 /* To the endpoint itself. A function, or clang keeps a pointer into the context, which the verifier does not let be read. */
 NOINLINE int back(struct __sk_buff *skb)
@@ -43,7 +44,9 @@ GLOBAL int answer_echo(struct __sk_buff *skb, const struct packet *p)
 
 INLINE bool is_own_source(const struct packet *p, const struct overlay_port *port)
 {
-	return same_addr(&p->src, p->family == 4 ? &port->addr4 : &port->addr6);
+	if (p->family == 4)
+		return same_addr(&p->src, &port->addr4);
+	return same_addr(&p->src, &port->addr6) && !is_unspecified(&p->src);
 }
 
 /* To the node that has the endpoint. */
@@ -57,7 +60,7 @@ INLINE int encap_overlay(struct __sk_buff *skb, struct packet *p, const struct o
 		return DROP_NO_NEXT_HOP;
 	if (unlikely(wire_len(skb, p) > n->mtu - INNER_OVERHEAD)) {
 		/* The endpoint's own MTU fits the usual way; this one is narrower. */
-		if ((is_icmp(p) && is_icmp_error(p)) || p->fragment == LATER_FRAGMENT || skb->gso_size ||
+		if ((is_icmp(p) && is_icmp_error(p)) || p->fragment == LATER_FRAGMENT ||
 		    turn_into_too_big(skb, p, n->mtu - INNER_OVERHEAD))
 			return DROP_TOO_BIG;
 		p->action = back(skb);
@@ -74,10 +77,13 @@ INLINE int encap_overlay(struct __sk_buff *skb, struct packet *p, const struct o
 INLINE int route(struct __sk_buff *skb, struct packet *p, const struct settings *s, const struct overlay_port *port,
 		 bool encrypted)
 {
-	struct overlay_endpoint *to = overlay_endpoint_of(port->vni, &p->dst);
+	struct overlay_endpoint *to;
 	__u8 mac[6];
 	__u32 node;
 
+	if (unlikely(is_mapped(p, &p->dst)))
+		return DROP_NO_ENDPOINT;
+	to = overlay_endpoint_of(port->vni, &p->dst);
 	if (likely(to)) {
 		if (unlikely(to->flags & OVERLAY_VIP)) {
 			if (!is_icmp(p) || answer_echo(skb, p))
@@ -88,6 +94,12 @@ INLINE int route(struct __sk_buff *skb, struct packet *p, const struct settings 
 		if (to->ifindex) {
 			if (bpf_skb_store_bytes(skb, 0, to->mac, 6, 0))
 				return DROP_HELPER;
+			/*
+			 * The veth's host end calls a frame for its neighbour another host's. Kernels before 6.13 do not reset
+			 * that on the way into the endpoint, which then drops it.
+			 */
+			if (skb->pkt_type != PACKET_HOST)
+				bpf_skb_change_type(skb, PACKET_HOST);
 			p->action = bpf_redirect_peer(to->ifindex, 0);
 			return DELIVER_OVERLAY;
 		}
@@ -95,10 +107,11 @@ INLINE int route(struct __sk_buff *skb, struct packet *p, const struct settings 
 		node = to->node;
 	} else {
 		node = slice_owner(port->vni, &p->dst);
-		if (node == MAX_NODES || node == s->self)
-			return DROP_NO_ENDPOINT;
 		derive_mac(mac, &p->dst);
 	}
+	/* Nobody's; or this node's, and not attached. */
+	if (unlikely(node == MAX_NODES || node == s->self))
+		return DROP_NO_ENDPOINT;
 	if (unlikely(encrypted))
 		return DROP_PLAIN;
 	return encap_overlay(skb, p, port, node, mac);
@@ -133,7 +146,8 @@ INLINE int walk(struct __sk_buff *skb, struct packet *p)
 		p->action = back(skb);
 		return verdict;
 	}
-	if (!p->family)
+	/* A tag lies beside the packet, and would go out on the uplink, into a VLAN of the underlay. */
+	if (!p->family || unlikely(skb->vlan_present))
 		return DROP_FLOOD;
 	if (unlikely(p->family == 6 && p->proto == IPPROTO_ICMPV6 && p->icmp_type == ND_SOLICITATION)) {
 		int verdict = answer_solicitation(skb, p, port);

@@ -221,8 +221,12 @@ GLOBAL int encap_frame(struct __sk_buff *skb, const struct node *n, const struct
 	__u64 how = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
 		    BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_FIXED_GSO;
 
-	/* Room behind the MAC header: outer IP, UDP and VXLAN headers and the inner frame's own. */
-	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC, how))
+	/*
+	 * Room behind the MAC header: outer IP, UDP and VXLAN headers and the inner frame's own. What is a tunnel's packet
+	 * already (of a VXLAN device in the endpoint) is refused as one more, but one that is a single segment needs only the room.
+	 */
+	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC, how) &&
+	    (skb->gso_size || bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET)))
 		return -1;
 	fill_outer(&o, s, n, len, hash);
 	o.vxlan.vni = vni;

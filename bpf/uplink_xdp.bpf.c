@@ -375,11 +375,11 @@ GLOBAL int overlay(struct xdp_md *ctx, struct packet *p, const struct settings *
 		return DROP_FLOOD;
 
 	struct in6_addr src = p->src, dst = p->dst;
-	struct overlay_endpoint *to = overlay_endpoint_of(vni, &dst);
+	struct overlay_endpoint *to = is_mapped(p, &dst) ? NULL : overlay_endpoint_of(vni, &dst);
 
 	if (!to || !to->ifindex)
 		return is_group(p) ? DROP_FLOOD : DROP_NO_ENDPOINT;
-	if (overlay_node_of(vni, &src) != sender)
+	if (is_mapped(p, &src) || overlay_node_of(vni, &src) != sender)
 		return DROP_SPOOFED;
 	if ((void *)(eth + 1) > end)
 		return DROP_MALFORMED;

@@ -16,7 +16,7 @@ import type { NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import type { Run } from './exec.js';
 import { type Gateway, type GatewayLeg, removeGateway } from './gateway.js';
 import { removeResolvConf } from './resolv.js';
-import { cookieOf, freeName, ipIn, makeVeth, namespaceOf } from './veth.js';
+import { cookieOf, freeName, ipIn, makeVeth, namespaceOf, segmentInside } from './veth.js';
 
 /** An endpoint of this node, as it is kept. */
 export interface AttachedEndpoint {
@@ -250,6 +250,7 @@ export class Overlay {
 			// The way out first: eth0 is what programs take for the main interface, as in Docker's containers it is the network's.
 			const inside = await freeName(run, r.netns);
 			const ifindex = await makeVeth(run, host, r.netns, inside, mtu);
+			await segmentInside(run, r.netns, inside);
 			await run('ip', ['link', 'set', host, 'addrgenmode', 'none']);
 			await run('ip', ['link', 'set', host, 'up']);
 			const [, bits] = n.subnet.split('/');

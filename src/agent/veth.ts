@@ -41,6 +41,29 @@ export async function freeName(run: Run, netns: string): Promise<string> {
 	for (let i = 0; ; i++) if (!taken.has(`eth${i}`)) return `eth${i}`;
 }
 
+/**
+ * What an overlay endpoint's stack segments by itself, as ethtool names it: the datapath cannot put one more tunnel around an skb
+ * of many segments that is a tunnel's already (a VXLAN device in a container), nor around SCTP's.
+ */
+export const SEGMENTED_INSIDE: readonly string[] = [
+	'tx-udp_tnl-segmentation',
+	'tx-udp_tnl-csum-segmentation',
+	'tx-gre-segmentation',
+	'tx-gre-csum-segmentation',
+	'tx-ipxip4-segmentation',
+	'tx-ipxip6-segmentation',
+	'tx-sctp-segmentation',
+];
+
+/** Turns these off at the end inside. What this kernel's veth has not, or where there is no ethtool, stays as it is. */
+export async function segmentInside(run: Run, netns: string, inside: string): Promise<void> {
+	const off = (features: readonly string[]) =>
+		run('nsenter', [`--net=${netns}`, 'ethtool', '-K', inside, ...features.flatMap((f) => [f, 'off'])]);
+	await off(SEGMENTED_INSIDE).catch(async () => {
+		for (const feature of SEGMENTED_INSIDE) await off([feature]).catch(() => '');
+	});
+}
+
 /** Makes a veth whose one end is in `netns`, by a name that nothing there has; both ends are down. @returns its ifindex here */
 export async function makeVeth(run: Run, host: string, netns: string, inside: string, mtu: number): Promise<number> {
 	// What an attach that was killed left behind is nobody's.

@@ -11,13 +11,13 @@
  * CPU is that of client, servers, HAProxy, agents and the kernel's softirq threads: packets are worked on in the context of
  * whoever sent them, so a balancer in the kernel shows in the client's and the servers' time, and `direct` is what to compare with.
  */
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { Mesh, taskBackend } from '../support/beeline.js';
 import { type LoadReport, Topology } from '../support/netns.js';
-import { tool } from '../support/tools.js';
 import { waitFor } from '../support/wait.js';
+import { measured, softirqThreads } from './cpu.js';
 import { median, print, progress, spread } from './report.js';
 
 /** A client looks ever longer for a free port towards one address and port: with eight it does not show. */
@@ -26,8 +26,6 @@ const CONNECTIONS = 20_000;
 const AT_ONCE = 64;
 const STREAMS = 8;
 const STREAM_BYTES = 128_000_000;
-/** Of /proc/stat: USER_HZ, the same on every Linux that Node runs on. */
-const TICKS_PER_SECOND = 100;
 const TABLE = 'blbench';
 
 interface Balancer {
@@ -36,29 +34,6 @@ interface Balancer {
 	readonly pids: readonly number[];
 	stop(): Promise<void>;
 }
-
-/** CPU seconds that processes have had, with all their threads. */
-function cpuSeconds(pids: readonly number[]): number {
-	return pids.reduce((sum, pid) => {
-		const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
-			.replace(/^.*\) /, '')
-			.split(' ');
-		return sum + (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
-	}, 0);
-}
-
-/** Packets are worked on where they were sent, or here when there are many. */
-const softirqThreads = (): number[] =>
-	readdirSync('/proc')
-		.filter((pid) => /^\d+$/.test(pid))
-		.map(Number)
-		.filter((pid) => {
-			try {
-				return readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('ksoftirqd/');
-			} catch {
-				return false; // ended meanwhile
-			}
-		});
 
 const published = (net: Topology, ports: readonly number[] = PORTS) => ports.map((p) => `${net.address('n1').v4}:${p}`);
 const tasks = (net: Topology) => net.tasks('n2').map((t) => net.address(t).v4);
@@ -148,35 +123,25 @@ interface Row {
 	readonly failures: number[];
 }
 
-/** Runs load in the client's namespace; `pids`: who works for it. */
-async function measured(
-	net: Topology,
-	pids: readonly number[],
-	args: readonly (string | number)[],
-): Promise<{ report: LoadReport; cpu: number }> {
-	const before = cpuSeconds(pids);
-	const result = await net.execAsync(
-		'c1',
-		['bash', '-c', 'TIMEFORMAT="cpu %U %S"; time "$@"', 'bash', tool('load'), ...args.map(String)],
-		{ timeoutMs: 120_000 },
-	);
-	const own = /cpu (\S+) (\S+)/.exec(result.stderr);
-	if (!own) throw new Error(`no times of load: ${result.stderr}`);
-	const cpu = cpuSeconds(pids) - before + Number(own[1]) + Number(own[2]);
-	return { report: JSON.parse(result.stdout) as LoadReport, cpu };
-}
-
 const failed = (r: LoadReport) => Object.values(r.failures).reduce((a, b) => a + b, 0);
 
 async function measure(net: Topology, pids: readonly number[], targets: readonly string[], row: Row): Promise<void> {
 	// The first connections resolve neighbours and wake servers.
 	await net.load('c1', ['-n', 200, '-c', 20, ...targets]);
-	const short = await measured(net, pids, ['-n', CONNECTIONS, '-c', AT_ONCE, ...targets]);
+	const short = await measured<LoadReport>(net, 'c1', pids, 'load', ['-n', CONNECTIONS, '-c', AT_ONCE, ...targets]);
 	row.perSecond.push((short.report.ok / short.report.durationMs) * 1000);
 	row.cpuUs.push((short.cpu / short.report.ok) * 1e6);
 	row.p50.push(short.report.latencyUs.p50);
 	row.p99.push(short.report.latencyUs.p99);
-	const long = await measured(net, pids, ['-n', STREAMS, '-c', STREAMS, '-D', STREAM_BYTES, ...targets]);
+	const long = await measured<LoadReport>(net, 'c1', pids, 'load', [
+		'-n',
+		STREAMS,
+		'-c',
+		STREAMS,
+		'-D',
+		STREAM_BYTES,
+		...targets,
+	]);
 	const bytes = long.report.ok * STREAM_BYTES;
 	row.gbit.push((bytes * 8) / long.report.durationMs / 1e6);
 	row.cpuPerGb.push(long.cpu / (bytes / 1e9));

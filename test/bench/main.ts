@@ -1,5 +1,5 @@
 /**
- * npm run bench [-- PART...] [--runs N] [--only ROW]     PART: program, live, e2e, control; default all
+ * npm run bench [-- PART...] [--runs N] [--only ROW]     PART: program, live, e2e, overlay, control; default all
  *
  * Prints tables of medians and ratios, and never asserts: a slow machine is no failure. What was seen: docs/benchmarks.md.
  */
@@ -9,9 +9,9 @@ import { fileURLToPath } from 'node:url';
 import { run } from '../support/netns.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 
-const PARTS = ['program', 'live', 'e2e', 'control'] as const;
+const PARTS = ['program', 'live', 'e2e', 'overlay', 'control'] as const;
 type Part = (typeof PARTS)[number];
-const DEFAULT_RUNS: Readonly<Record<Part, number>> = { program: 11, live: 11, e2e: 5, control: 3 };
+const DEFAULT_RUNS: Readonly<Record<Part, number>> = { program: 11, live: 11, e2e: 5, overlay: 31, control: 3 };
 
 async function part(name: Part, runs: number, only: string, inside: boolean): Promise<void> {
 	switch (name) {
@@ -21,6 +21,8 @@ async function part(name: Part, runs: number, only: string, inside: boolean): Pr
 			return (await import('./live.js')).liveBench(runs);
 		case 'e2e':
 			return (await import('./e2e.js')).e2eBench(runs);
+		case 'overlay':
+			return (await import('./overlay.js')).overlayBench(runs);
 		case 'control':
 			return (await import('./control.js')).controlBench(runs, inside);
 	}

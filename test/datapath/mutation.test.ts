@@ -6,6 +6,8 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { VERDICTS, Verdict } from '../../src/loader/layout.gen.js';
+import { getIp, getIp4 } from '../../src/loader/text.js';
+import { at, FAR, FAR_MAC, fillOverlay, HERE, VIP, VNIS } from './overlay.js';
 import { build, ETHER, fragments, type Packet, print, sum16 } from './packets.js';
 import { fill, macOf, SERVICES } from './services.js';
 import {
@@ -15,6 +17,7 @@ import {
 	insideNetns,
 	MAC,
 	MARK,
+	OV,
 	type ProgramName,
 	UP0,
 	VNI,
@@ -66,6 +69,35 @@ const reply = (six: boolean): Packet => ({
 	tcp: { sport: 8080, dport: 30000 },
 });
 
+/** Of an overlay network's endpoint, with and without a tunnel around it. */
+function overlayPackets(from: number, to: readonly number[]): Packet[] {
+	const list: Packet[] = [];
+	for (const six of [false, true])
+		for (const n of to) {
+			const ip = { src: at(from, six), dst: at(n, six) };
+			list.push(
+				{ ip, tcp: { sport: 5000, dport: 7000 }, data: 60 },
+				{ ip, udp: { sport: 5000, dport: 7000 }, data: 30 },
+				{ ip, icmp: { type: six ? 128 : 8 }, data: 30 },
+				{ ip: { ...ip, protocol: 132 }, data: 30 },
+				...fragments({ ip, udp: { sport: 5000, dport: 7000 }, data: 300 }, n, 256),
+			);
+		}
+	list.push({ ip: { src: at(from), dst: at(to[0]), options: 8 }, udp: { sport: 5000, dport: 7000 }, data: 30 });
+	const extensions = ['hop-by-hop', 'destination'] as const;
+	list.push({ ip: { src: at(from, true), dst: at(to[0], true), extensions }, udp: { sport: 1, dport: 2 }, data: 30 });
+	return list;
+}
+const overlayTunnel = (vni: number, frame: Packet): Packet => ({
+	eth: { src: MAC.node2, dst: MAC.up0 },
+	ip: { src: '10.0.0.2', dst: A4, df: true },
+	udp: {
+		sport: 50000,
+		dport: 4789,
+		vxlan: { vni, frame: { ...frame, eth: { src: FAR_MAC, dst: HERE.a.mac } } },
+	},
+});
+
 function clients(): Packet[] {
 	const list: Packet[] = [];
 	for (const six of [false, true]) {
@@ -103,6 +135,11 @@ function clients(): Packet[] {
 			},
 		},
 		udp(56, false, 1450),
+	);
+	list.push(
+		...overlayPackets(FAR, [2, 3]).map((p) => overlayTunnel(VNIS.red, p)),
+		...overlayPackets(130, [2]).map((p) => overlayTunnel(VNIS.blue, p)),
+		...overlayPackets(FAR, [2]).map((p) => overlayTunnel(VNIS.secret, p)),
 	);
 	return list;
 }
@@ -181,6 +218,70 @@ function toPublished(b: Uint8Array): boolean {
 	return PUBLISHED.has(b[at + 2] * 256 + b[at + 3]);
 }
 
+/** Where addresses of networks are, by `VNI address`; that of a slice's last address answers for the slice. */
+function nodeOf(vni: number, address: string): number | undefined {
+	const six = address.includes(':');
+	const n = six ? (/^fd07::([0-9a-f]{1,2})$/.exec(address)?.[1] ?? '') : (/^10\.7\.0\.(\d+)$/.exec(address)?.[1] ?? '');
+	const i = Number.parseInt(n, six ? 16 : 10);
+	if (Number.isNaN(i)) return undefined;
+	if (Object.values(HERE).some((e) => VNIS[e.network] === vni && e.n === i)) return 1;
+	if (vni === VNIS.blue) return i >= 128 ? 2 : undefined;
+	if (vni === VNIS.secret) return i === FAR ? 2 : undefined;
+	if (vni !== VNIS.red || i === VIP) return undefined;
+	return [1, 2, 3, 5][i >> 6] === 5 && i >= 224 ? 6 : [1, 2, 3, 5][i >> 6];
+}
+const NODE_VTEPS: readonly string[] = ['', '10.0.0.1', '10.0.0.2', '10.1.0.3', '10.0.0.4', '10.0.0.5', '10.0.0.6'];
+/** Source and destination of an IP packet at an offset. */
+function addressesOf(b: Uint8Array, ip: number): { src: string; dst: string } {
+	const v = new DataView(b.buffer, b.byteOffset, b.byteLength);
+	return b[ip - 1] === 0
+		? { src: getIp4(v, ip + 12), dst: getIp4(v, ip + 16) }
+		: { src: getIp(v, ip + 8), dst: getIp(v, ip + 24) };
+}
+const hereOf = (vni: number, address: string) =>
+	Object.values(HERE).find((e) => VNIS[e.network] === vni && (at(e.n) === address || at(e.n, true) === address));
+
+/** Why an answer of overlay_tc to endpoint `a` is wrong, or undefined. */
+function wrongOverlay(
+	input: Uint8Array,
+	n: number,
+	action: number,
+	verdict: number,
+	out: Uint8Array,
+	m: number,
+): string | undefined {
+	if (verdict < Verdict.ENCAP_NODE) return "an endpoint's packet passes to the node";
+	if (verdict >= Verdict.DROP_MALFORMED) return action === 2 ? undefined : 'action';
+	if (action !== 7) return 'action';
+	if (macText(input, 6) !== HERE.a.mac) return 'a foreign MAC';
+	if (verdict === Verdict.RETURN_NEIGHBOUR) {
+		if (macText(out, 0) !== HERE.a.mac) return 'told another one';
+		if (out[13] === 6) return m === n && out[21] === 2 ? undefined : 'ARP';
+		return m === 86 && out[54] === 136 && !print(out).includes('bad checksum') ? undefined : 'advertisement';
+	}
+	const { src, dst } = addressesOf(input, 14);
+	if (src !== at(2) && src !== at(2, true)) return 'a foreign source';
+	switch (verdict) {
+		case Verdict.RETURN_ECHO:
+			return m === n && (dst === at(VIP) || dst === at(VIP, true)) ? undefined : 'echo';
+		case Verdict.DELIVER_OVERLAY: {
+			const to = hereOf(VNIS.red, dst);
+			return to && m === n && macText(out, 0) === to.mac && equal(input, 6, out, 6, n - 6) ? undefined : 'delivered';
+		}
+		case Verdict.ENCAP_OVERLAY:
+			if (m !== n + 50 || !equal(input, 6, out, 56, n - 6)) return 'inner packet';
+			if (sum16(out.subarray(14, 34)) !== 65535) return 'outer checksum';
+			if (out[16] * 256 + out[17] !== m - 14 || out[38] * 256 + out[39] !== m - 34) return 'outer length';
+			if (out[46] * 65536 + out[47] * 256 + out[48] !== VNIS.red) return 'another VNI';
+			return text(out, 26) === A4 && text(out, 30) === NODE_VTEPS[nodeOf(VNIS.red, dst) ?? 0]
+				? undefined
+				: 'outer header';
+		case Verdict.RETURN_TOO_BIG:
+			return m === 170 || m === 318 ? undefined : 'error';
+	}
+	return 'a verdict that overlay_tc has not';
+}
+
 /** Why an answer of uplink_xdp is wrong, or undefined. `out` begins behind the mark. */
 function wrongUplink(
 	input: Uint8Array,
@@ -252,6 +353,18 @@ function wrongUplink(
 				return task && (kind === 1 || kind === 2) && (mark & 0xfffffff) === EP0 ? undefined : 'delivered elsewhere';
 			return own ? undefined : 'passed to nobody of ours';
 		}
+		case Verdict.DELIVER_OVERLAY: {
+			if (action !== PASS || m !== n - 50) return 'action or length';
+			if (!trusted) return 'delivered from an unknown VTEP';
+			const vni = input[46] * 65536 + input[47] * 256 + input[48];
+			if (vni === VNIS.secret) return 'plain of an encrypted network';
+			const { src, dst } = addressesOf(out, 14);
+			const there = NODE_VTEPS[nodeOf(vni, src) ?? 0];
+			if (there !== text(input, 26)) return 'delivered from another node than its own';
+			const to = hereOf(vni, dst);
+			if (!to || kind !== 1 || (mark & 0xfffffff) !== to.ifindex) return 'delivered elsewhere';
+			return macText(out, 0) === to.mac && equal(input, 56, out, 6, n - 56) ? undefined : 'edited';
+		}
 		case Verdict.RETURN_FORWARD:
 			return action === PASS && kind === 3 && trusted && m === n - 50 && equal(input, 64, out, 14, n - 64)
 				? undefined
@@ -303,7 +416,8 @@ function run(
 	const corpus = packets.map(build);
 	const random = rng(seed);
 	const r = w.runner(name);
-	const tc = name === 'endpoint_tc';
+	const tc = name !== 'uplink_xdp';
+	const wrongTc = name === 'overlay_tc' ? wrongOverlay : wrongEndpoint;
 	const ctx = new DataView(r.ctx.buffer);
 	const back = new DataView(r.ctxOut.buffer);
 	const out = new DataView(r.out.buffer);
@@ -313,8 +427,9 @@ function run(
 	ctx.setUint32(12, UP0, true);
 	if (tc) {
 		ctx.setUint32(12, 0, true);
-		ctx.setUint32(36, EP0, true);
-		ctx.setUint32(40, EP0, true);
+		const ifindex = name === 'overlay_tc' ? OV : EP0;
+		ctx.setUint32(36, ifindex, true);
+		ctx.setUint32(40, ifindex, true);
 	}
 	w.drain();
 	// The kernel refuses to run TC programs on frames that end within the IP header.
@@ -338,7 +453,7 @@ function run(
 		assert.is(got, 1, `${got} verdicts of one packet: ${print(r.data.slice(0, n))}`);
 		const result = r.out.subarray(meta, r.outLength);
 		const wrong = tc
-			? wrongEndpoint(r.data, n, action, verdicts[0], result, result.length)
+			? wrongTc(r.data, n, action, verdicts[0], result, result.length)
 			: wrongUplink(r.data, n, action, verdicts[0], result, result.length, mark);
 		if (wrong !== undefined)
 			throw new Error(
@@ -355,6 +470,7 @@ if (insideNetns(import.meta.url, 'datapath: mutated packets')) {
 		await buildInterfaces();
 		w = await World.open();
 		fill(w);
+		fillOverlay(w);
 	});
 	test.after(() => {
 		w[Symbol.dispose]();
@@ -365,7 +481,7 @@ if (insideNetns(import.meta.url, 'datapath: mutated packets')) {
 		const list = clients();
 		for (const p of list) w.run('uplink_xdp', build(p), UP0);
 		const before = w.counted('uplink_xdp');
-		const tally = run('uplink_xdp', list, Math.floor(RUNS * 0.85), 11);
+		const tally = run('uplink_xdp', list, Math.floor(RUNS * 0.8), 11);
 		const after = w.counted('uplink_xdp');
 		for (const [verdict, n] of tally)
 			assert.is(Number((after.get(verdict)?.packets ?? 0n) - (before.get(verdict)?.packets ?? 0n)), n, verdict);
@@ -375,9 +491,14 @@ if (insideNetns(import.meta.url, 'datapath: mutated packets')) {
 			'deliver_endpoint',
 			'deliver_local_process',
 			'deliver_icmp',
+			'deliver_overlay',
 			'return_forward',
 			'return_too_big',
 			'return_probe',
+			'drop_spoofed',
+			'drop_no_endpoint',
+			'drop_flood',
+			'drop_plain',
 			'drop_malformed',
 			'drop_unknown_vtep',
 			'drop_unknown_backend',
@@ -435,9 +556,42 @@ if (insideNetns(import.meta.url, 'datapath: mutated packets')) {
 		}
 		// Both addresses of one family.
 		const good = list.filter((p) => p.ip?.src.includes(':') === p.ip?.dst.includes(':'));
-		const tally = run('endpoint_tc', good, Math.ceil(RUNS * 0.15), 12, enter);
+		const tally = run('endpoint_tc', good, Math.ceil(RUNS * 0.1), 12, enter);
 		for (const verdict of ['return_encap', 'return_client_dsr', 'pass_no_revnat', 'pass_not_ours'])
 			assert.ok((tally.get(verdict) ?? 0) > 20, `${verdict} was met ${tally.get(verdict) ?? 0} times`);
+	});
+	test("overlay_tc: nothing leaves the network, nor with another source than the endpoint's own", () => {
+		const eth = { src: HERE.a.mac, dst: HERE.b.mac };
+		const all = { src: HERE.a.mac, dst: 'ff:ff:ff:ff:ff:ff' };
+		const list: Packet[] = overlayPackets(2, [3, FAR, 70, 130, VIP, 5]).map((p) => ({ ...p, eth }));
+		for (const n of [3, FAR, 70, VIP, 2]) {
+			const arp = { operation: 'request', sender: at(2), senderMac: HERE.a.mac, target: at(n) } as const;
+			list.push({ eth: all, arp, padding: 18 });
+			const neighbour = { target: at(n, true), mac: HERE.a.mac };
+			const ip = { src: at(2, true), dst: 'ff02::1:ff00:3', ttl: 255 };
+			list.push({ eth: all, ip, icmp: { type: 135, neighbour } });
+		}
+		for (const six of [false, true])
+			list.push({ eth, ip: { src: at(2, six), dst: at(200, six), df: !six }, tcp: { sport: 1, dport: 2 }, data: 1400 });
+		list.push({ eth: all, ip: { src: at(2), dst: '224.0.0.251' }, udp: { sport: 5353, dport: 5353 }, data: 30 });
+		const before = w.counted('overlay_tc');
+		const tally = run('overlay_tc', list, Math.ceil(RUNS * 0.1), 13);
+		const after = w.counted('overlay_tc');
+		for (const [verdict, n] of tally)
+			assert.is(Number((after.get(verdict)?.packets ?? 0n) - (before.get(verdict)?.packets ?? 0n)), n, verdict);
+		for (const verdict of [
+			'deliver_overlay',
+			'encap_overlay',
+			'return_neighbour',
+			'return_echo',
+			'return_too_big',
+			'drop_malformed',
+			'drop_spoofed',
+			'drop_no_endpoint',
+			'drop_flood',
+		])
+			assert.ok((tally.get(verdict) ?? 0) > 20, `${verdict} was met ${tally.get(verdict) ?? 0} times`);
+		assert.is(tally.get('drop_helper') ?? 0, 0);
 	});
 	test.run();
 }

@@ -75,6 +75,47 @@ test('tunnels, errors and fragments are printed with what they carry', () => {
 	assert.match(print(build(second)), /fragment id 9 offset 32 len 72\nprotocol 17\ndata 16 bytes/);
 });
 
+test('questions and answers about neighbours are printed with every field', () => {
+	const arp = {
+		operation: 'request',
+		sender: '10.7.0.2',
+		senderMac: A,
+		target: '10.7.0.3',
+	} as const;
+	assert.is(
+		print(build({ eth: { src: A, dst: B }, arp })),
+		frame`
+			eth 02:00:00:00:00:0a > 02:00:00:00:00:0b
+			arp request 10.7.0.2 (02:00:00:00:00:0a) > 10.7.0.3 (00:00:00:00:00:00)
+		`,
+	);
+	assert.match(
+		print(
+			build({ eth: { src: A, dst: B }, arp: { ...arp, operation: 'reply', targetMac: B, hardware: 6, macLength: 8 } }),
+		),
+		/arp reply 10\.7\.0\.2 \(02:00:00:00:00:0a\) > 10\.7\.0\.3 \(02:00:00:00:00:0b\) hardware 6 lengths 8 4$/,
+	);
+	const nd = (type: number, mac?: string): string =>
+		print(
+			build({
+				eth: { src: A, dst: B },
+				ip: { src: 'fd07::2', dst: 'fd07::3', ttl: 255 },
+				icmp: { type, neighbour: { target: 'fd07::3', mac } },
+			}),
+		);
+	assert.is(
+		nd(136, A),
+		frame`
+			eth 02:00:00:00:00:0a > 02:00:00:00:00:0b
+			ip fd07::2 > fd07::3 ttl 255 len 72
+			icmp6 type 136 code 0
+			solicited override target fd07::3 target mac 02:00:00:00:00:0a
+		`,
+	);
+	assert.match(nd(135, A), /icmp6 type 135 code 0\ntarget fd07::3 source mac 02:00:00:00:00:0a$/);
+	assert.match(nd(135), /icmp6 type 135 code 0\ntarget fd07::3$/);
+});
+
 test('a flipped bit is a bad checksum somewhere, or another text', () => {
 	const p = build({
 		eth: { src: A, dst: B },

@@ -21,8 +21,10 @@ export const PROTOCOL = {
 	routing: 43,
 	fragment: 44,
 	gre: 47,
+	esp: 50,
 	icmp6: 58,
 	destination: 60,
+	sctp: 132,
 } as const;
 const FLAGS = ['fin', 'syn', 'rst', 'psh', 'ack', 'urg', 'ece', 'cwr'] as const;
 export type TcpFlag = (typeof FLAGS)[number];
@@ -60,6 +62,24 @@ export interface Icmp {
 	/** The IP packet that an error is about; the whole of it unless `quoteBytes`. */
 	readonly about?: Packet;
 	readonly quoteBytes?: number;
+	/** Neighbour solicitation (type 135) or advertisement (136). */
+	readonly neighbour?: {
+		readonly target: string;
+		/** Source (in a solicitation) or target MAC option. */
+		readonly mac?: string;
+	};
+}
+export interface Arp {
+	readonly operation: 'request' | 'reply' | number;
+	readonly sender: string;
+	readonly senderMac: string;
+	readonly target: string;
+	/** Default: zero, as in a request. */
+	readonly targetMac?: string;
+	/** Default: Ethernet, 1. */
+	readonly hardware?: number;
+	/** Default: 6. */
+	readonly macLength?: number;
 }
 export interface Probe {
 	readonly nonce: bigint;
@@ -98,6 +118,7 @@ export interface Packet {
 	readonly udp?: Udp;
 	readonly icmp?: Icmp;
 	readonly probe?: Probe;
+	readonly arp?: Arp;
 	/** Text, or a number of bytes that count up. */
 	readonly data?: string | number | Uint8Array;
 	/** Ethernet padding behind the packet, bytes. */
@@ -207,6 +228,18 @@ function transport(p: Packet, src: Uint8Array, dst: Uint8Array): { protocol: num
 		v.setUint8(0, p.icmp.type);
 		v.setUint8(1, p.icmp.code ?? 0);
 		if (p.icmp.mtu !== undefined) six ? v.setUint32(4, p.icmp.mtu) : v.setUint16(6, p.icmp.mtu);
+		const about = p.icmp.neighbour;
+		if (about) {
+			const mac = new Uint8Array(about.mac === undefined ? 0 : 8);
+			if (about.mac !== undefined) {
+				mac.set([p.icmp.type === 136 ? 2 : 1, 1]);
+				putMac(about.mac, view(mac), 2);
+			}
+			if (p.icmp.type === 136) v.setUint8(4, 0x60); // solicited, override
+			const b = concat([head, addressBytes(about.target), mac, payload]);
+			view(b).setUint16(2, finish(sum16(b, pseudo(src, dst, PROTOCOL.icmp6, b.length)), false));
+			return { protocol: PROTOCOL.icmp6, bytes: b };
+		}
 		let quoted = p.icmp.about ? build({ ...p.icmp.about, eth: undefined }) : payload;
 		if (p.icmp.quoteBytes !== undefined) quoted = quoted.slice(0, p.icmp.quoteBytes);
 		const b = concat([head, quoted]);
@@ -278,10 +311,26 @@ function network(p: Packet): Uint8Array {
 	return b;
 }
 
+function arpBytes(a: Arp): Uint8Array {
+	const b = new Uint8Array(28);
+	const v = view(b);
+	v.setUint16(0, a.hardware ?? 1);
+	v.setUint16(2, ETHER.ipv4);
+	v.setUint8(4, a.macLength ?? 6);
+	v.setUint8(5, 4);
+	v.setUint16(6, a.operation === 'request' ? 1 : a.operation === 'reply' ? 2 : a.operation);
+	putMac(a.senderMac, v, 8);
+	putIp4(a.sender, v, 14);
+	putMac(a.targetMac ?? '00:00:00:00:00:00', v, 18);
+	putIp4(a.target, v, 24);
+	return b;
+}
+
 /** A packet's bytes, lengths and checksums as they should be; without `eth` the IP packet alone. */
 export function build(p: Packet): Uint8Array {
 	let body: Uint8Array;
 	if (p.ip) body = network(p);
+	else if (p.arp) body = arpBytes(p.arp);
 	else if (p.probe) {
 		body = new Uint8Array(24);
 		view(body).setBigUint64(0, p.probe.nonce, true);
@@ -401,6 +450,18 @@ function printIcmp(b: Uint8Array, start: number | undefined, six: boolean): stri
 		words(`${six ? 'icmp6' : 'icmp'} type ${type} code ${b[1]}`, mtu !== 0 && `mtu ${mtu}`) +
 		(good ? '' : ', bad checksum');
 	const rest = b.subarray(8);
+	if (six && (type === 135 || type === 136) && rest.length >= 16) {
+		const flags = v.getUint32(4) >>> 29;
+		const mac = rest.length >= 24 && rest[17] === 1 && (rest[16] === 1 ? 'source' : rest[16] === 2 && 'target');
+		const neighbour = words(
+			(flags & 4) !== 0 && 'router',
+			(flags & 2) !== 0 && 'solicited',
+			(flags & 1) !== 0 && 'override',
+			`target ${getIp(view(rest), 0)}`,
+			mac && `${mac} mac ${getMac(view(rest), 18)}`,
+		);
+		return [line, neighbour, ...printData(rest.subarray(mac ? 24 : 16))];
+	}
 	return [line, ...(error ? printIp(rest, 3, true).map((l) => `  about ${l}`) : printData(rest))];
 }
 
@@ -512,7 +573,22 @@ function printFrame(b: Uint8Array, depth: number): string[] {
 			...printData(rest.subarray(24)),
 		];
 	}
-	return [...lines, type === ETHER.arp ? 'arp' : `type ${type}`, ...printData(rest)];
+	if (type === ETHER.arp && rest.length >= 28) {
+		const a = view(rest);
+		const operation = a.getUint16(6);
+		return [
+			...lines,
+			words(
+				`arp ${operation === 1 ? 'request' : operation === 2 ? 'reply' : operation}`,
+				`${getIp4(a, 14)} (${getMac(a, 8)}) > ${getIp4(a, 24)} (${getMac(a, 18)})`,
+				a.getUint16(0) !== 1 && `hardware ${a.getUint16(0)}`,
+				a.getUint16(2) !== ETHER.ipv4 && `protocol ${a.getUint16(2)}`,
+				(rest[4] !== 6 || rest[5] !== 4) && `lengths ${rest[4]} ${rest[5]}`,
+			),
+			...printData(rest.subarray(28)),
+		];
+	}
+	return [...lines, type === ETHER.arp ? 'arp, cut short' : `type ${type}`, ...printData(rest)];
 }
 
 /** A frame as text, a line for each header; the frame inside a tunnel is indented. */

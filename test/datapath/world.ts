@@ -5,6 +5,8 @@
  *	clients ── 192.0.2.254 ──┐                      endpoint 172.18.0.2, fd18::2
  *	node2 10.0.0.2 ──────────┼── up0 (100)   ep0 (200) ──┘
  *	node3 10.1.0.3 ─────────────  up1 (101)       node1: 10.0.0.1, 10.1.0.1, fd00::1
+ *
+ * and host ends of overlay endpoints, ov0 to ov3 (300-303), whose rows are overlay.ts'.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { tmpdir } from 'node:os';
@@ -41,6 +43,9 @@ import { print } from './packets.js';
 export const UP0 = 100;
 export const UP1 = 101;
 export const EP0 = 200;
+/** Host ends of overlay endpoints: OV, OV + 1, … */
+export const OV = 300;
+const OVERLAYS = 5;
 export const MAC = {
 	up0: '02:00:00:00:01:00',
 	up1: '02:00:00:00:01:01',
@@ -96,6 +101,10 @@ function interfaces(): void {
 		ip addr add 10.0.0.1/24 dev up0; ip addr add 10.1.0.1/24 dev up1; ip addr add 172.18.0.1/16 dev ep0
 		ip addr add fd00::1/64 dev up0 nodad; ip addr add fd18::1/64 dev ep0 nodad
 		ip route add 192.0.2.0/24 via 10.0.0.254; ip -6 route add fd09::/16 via fd00::fe
+		for i in $(seq 0 ${OVERLAYS - 1}); do
+			ip link add ov$i index $((${OV} + i)) type veth peer name ovtask$i index $((1300 + i))
+			ip link set ov$i up; ip link set ovtask$i up
+		done
 		ip neigh add 10.0.0.254 lladdr ${MAC.router} dev up0; ip neigh add fd00::fe lladdr ${MAC.router} dev up0
 	`);
 }
@@ -116,6 +125,9 @@ const XDP_ACTIONS = ['aborted', 'drop', 'pass', 'tx', 'redirect'];
 const TC_ACTIONS: Readonly<Record<number, string>> = { [-1]: 'continue', 0: 'pass', 2: 'drop', 7: 'redirect' };
 const MARKS = ['', 'peer', 'neigh', 'return', 'encap'];
 const SKB_CTX = 192;
+/** Offsets in struct __sk_buff. */
+const GSO_SEGS = 164;
+const GSO_SIZE = 176;
 const XDP_CTX = 24;
 
 export type ProgramName =
@@ -124,7 +136,8 @@ export type ProgramName =
 	| 'uplink_tc'
 	| 'uplink_tc_egress'
 	| 'endpoint_tc'
-	| 'gateway_tc';
+	| 'gateway_tc'
+	| 'overlay_tc';
 
 /** Sizes that make a copy of the maps cheap. */
 export const SMALL_MAPS: Readonly<Record<string, number>> = {
@@ -140,6 +153,7 @@ export const SMALL_MAPS: Readonly<Record<string, number>> = {
 	frontend_counters: 256,
 	tables: 512,
 	transitions: 512,
+	overlay_endpoints: 1024,
 };
 
 export interface WorldOptions {
@@ -179,7 +193,9 @@ export class World implements Disposable {
 	static async open(o: WorldOptions = {}): Promise<World> {
 		const loaded: BpfObject[] = [];
 		const maps = new Map<string, BpfMap>();
-		for (const name of o.clockIsGiven ? ['uplink_xdp'] : ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'gateway_tc']) {
+		for (const name of o.clockIsGiven
+			? ['uplink_xdp']
+			: ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'gateway_tc', 'overlay_tc']) {
 			const obj = open(await objectOf(name), { name: `${name}.bpf` });
 			if (name === 'uplink_xdp') {
 				for (const [map, n] of Object.entries({ ...SMALL_MAPS, ...o.maxEntries })) obj.setMaxEntries(map, n);
@@ -223,8 +239,8 @@ export class World implements Disposable {
 		return r;
 	}
 
-	/** One packet; `ifindex`: where it came in (egress: where it goes out). */
-	run(name: ProgramName, packet: Uint8Array, ifindex: number, mark = 0): Ran {
+	/** One packet; `ifindex`: where it came in (egress: where it goes out); `gso`: bytes of a segment, where it is several. */
+	run(name: ProgramName, packet: Uint8Array, ifindex: number, mark = 0, gso = 0): Ran {
 		const r = this.runner(name);
 		r.data.set(packet);
 		const ctx = new DataView(r.ctx.buffer);
@@ -233,6 +249,8 @@ export class World implements Disposable {
 			ctx.setUint32(8, mark, true);
 			ctx.setUint32(36, name === 'uplink_tc_egress' ? 0 : ifindex, true);
 			ctx.setUint32(40, ifindex, true);
+			ctx.setUint32(GSO_SEGS, gso ? Math.ceil(packet.length / gso) : 0, true);
+			ctx.setUint32(GSO_SIZE, gso, true);
 		} else {
 			ctx.setUint32(4, packet.length, true);
 			ctx.setUint32(12, ifindex, true);

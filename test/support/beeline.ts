@@ -17,6 +17,7 @@ export interface NetworkDocument {
 	readonly name: string;
 	readonly subnet: string;
 	readonly subnet6?: string;
+	readonly slices?: Readonly<Record<string, string>>;
 	readonly vni: number;
 	readonly attachable?: boolean;
 	readonly options?: Readonly<Record<string, unknown>>;

@@ -2,7 +2,9 @@
 /*
  * Puts raw Ethernet frames on an interface.
  *
- *	frame DEVICE HEX...
+ *	frame [-n TIMES] DEVICE HEX...
+ *
+ * With -n each frame is put there so many times in a row. A queue that is full is waited for.
  */
 #include "common.h"
 #include <linux/if_packet.h>
@@ -11,10 +13,16 @@
 int main(int argc, char **argv)
 {
 	struct sockaddr_ll to = { .sll_family = AF_PACKET };
+	long times = 1;
 	int fd;
 
-	if (argc < 3)
-		die("usage: frame DEVICE HEX...");
+	if (argc > 2 && !strcmp(argv[1], "-n")) {
+		times = atol(argv[2]);
+		argv += 2;
+		argc -= 2;
+	}
+	if (argc < 3 || times < 1)
+		die("usage: frame [-n TIMES] DEVICE HEX...");
 	to.sll_ifindex = if_nametoindex(argv[1]);
 	fd = socket(AF_PACKET, SOCK_RAW, 0);
 	if (fd < 0 || !to.sll_ifindex)
@@ -32,8 +40,12 @@ int main(int argc, char **argv)
 				die("frame: not hex: %s", argv[i]);
 			data[j] = byte;
 		}
-		if (sendto(fd, data, n, 0, (struct sockaddr *)&to, sizeof(to)) < 0)
-			die("frame: send: %s", strerror(errno));
+		for (long sent = 0; sent < times;) {
+			if (sendto(fd, data, n, 0, (struct sockaddr *)&to, sizeof(to)) >= 0)
+				sent++;
+			else if (errno != ENOBUFS)
+				die("frame: send: %s", strerror(errno));
+		}
 	}
 	return 0;
 }
