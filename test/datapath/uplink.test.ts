@@ -615,7 +615,7 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 				icmp type 3 code 4 mtu 1400
 				  about ip 192.0.2.9 > 10.0.0.1 ttl 57 df len 1401
 				  about tcp 30000 > 8092 ack seq 1001 ack 5001 win 65535
-				  about ${print(build({ eth: fromClient, data: build(p).slice(54, 142) })).split('\n')[2]}
+				  about ${print(build({ eth: { ...fromClient, type: 0x88b7 }, data: build(p).slice(54, 142) })).split('\n')[2]}
 			`,
 		);
 		expect(xdp(tcp(8092, { data: 1360 })), 'encap_node', 'tx');
@@ -630,7 +630,7 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 				icmp6 type 2 code 0 mtu 1400
 				  about ip fd09::9 > fd00::1 ttl 57 len 1401
 				  about tcp 30000 > 8092 ack seq 1001 ack 5001 win 65535
-				  about ${print(build({ eth: fromClient, data: build(six).slice(74, 270) })).split('\n')[2]}
+				  about ${print(build({ eth: { ...fromClient, type: 0x88b7 }, data: build(six).slice(74, 270) })).split('\n')[2]}
 			`,
 		);
 		expect(xdp(tcp(8092, { six: true, data: 1340 })), 'encap_node', 'tx');
