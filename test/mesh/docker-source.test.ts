@@ -111,6 +111,12 @@ test('a manager lists, knows itself, and publishes without addresses', async () 
 		await waitFor('its own leg', () =>
 			webvip(s.source.current()).tasks.some((t) => t.node === 'node2' && t.address4 === '172.18.0.6'),
 		);
+		const addresses = webvip(s.source.current()).tasks.map((t) => t.on?.appnet);
+		assert.is(
+			addresses.filter((a) => a?.startsWith('10.77.1.')).length,
+			3,
+			'addresses inside networks are in the lists',
+		);
 		for (const m of s.feed.published) for (const t of webvip(m).tasks) assert.is(t.address4, undefined);
 		assert.is(s.kept?.nodeId, 'pyb140em6wnbmuykaspl4ozix');
 	} finally {

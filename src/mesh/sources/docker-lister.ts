@@ -64,7 +64,8 @@ function sameFact(was: TaskFact, t: TaskFact, served: boolean): boolean {
 		was.state === t.state &&
 		was.desired === t.desired &&
 		was.node === t.node &&
-		was.service === t.service
+		was.service === t.service &&
+		(was.attached ?? []).join() === (t.attached ?? []).join()
 	);
 }
 

@@ -42,7 +42,7 @@ export interface RawService {
 }
 
 /** Of a RawTask. The rest (the specification, its networks) is nine tenths of an answer. */
-export const TASK_MEMBERS = ['ID', 'ServiceID', 'NodeID', 'DesiredState', 'Status'] as const;
+export const TASK_MEMBERS = ['ID', 'ServiceID', 'NodeID', 'DesiredState', 'Status', 'NetworksAttachments'] as const;
 
 export interface RawTask {
 	readonly ID?: string;
