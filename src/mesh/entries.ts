@@ -374,7 +374,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 			localBackends.push([
 				b.mac,
 				{
-					addr4: isProcess(b) ? c.process4 : at[0] ? (b.address4 as string) : '::',
+					addr4: isProcess(b) ? c.process4 : at[0] ? (b.listens4 ?? (b.address4 as string)) : '::',
 					addr6: isProcess(b) ? c.process6 : at[1] ? (b.address6 as string) : '::',
 					ref: refOf(id.index, id.generation),
 					ifindex: endpoint?.ifindex ?? 0,

@@ -37,6 +37,8 @@ export interface MeshBackend {
 	readonly address6: string | undefined;
 	/** Networks that it answers on-link, beside its gateway's; known on its own node only. */
 	readonly onLink: readonly string[];
+	/** Where it listens, if not on `address4`, which only says behind which interface it is. */
+	readonly listens4: string | undefined;
 	/** Of a task whose addresses only its own node knows. */
 	readonly families: readonly Family[] | undefined;
 	readonly target: number;
@@ -173,7 +175,7 @@ const ACTIVE: Status = { state: 'active', leaving: false, gone: false, drainingS
 const DOWN: Status = { ...ACTIVE, state: 'down' };
 
 /** What of a task a backend shows. */
-type Place = Pick<Task, 'id' | 'node' | 'address4' | 'address6' | 'onLink' | 'weight' | 'families'>;
+type Place = Pick<Task, 'id' | 'node' | 'address4' | 'address6' | 'onLink' | 'elsewhere' | 'weight' | 'families'>;
 const NO_NETWORKS: readonly string[] = [];
 
 /**
@@ -254,6 +256,10 @@ class Planned implements MeshBackend, Member {
 	get onLink(): readonly string[] {
 		return this.place.onLink ?? NO_NETWORKS;
 	}
+	get listens4(): string | undefined {
+		const { elsewhere } = this.place;
+		return elsewhere?.ports.includes(`${this.protocol}/${this.target}`) ? elsewhere.address4 : undefined;
+	}
 	get families(): readonly Family[] | undefined {
 		return this.place.families;
 	}
@@ -327,6 +333,7 @@ function sameBackend(a: Planned, b: Planned): boolean {
 		a.address6 === b.address6 &&
 		sameFamilies(a.families, b.families) &&
 		(a.onLink === b.onLink || a.onLink.join() === b.onLink.join()) &&
+		a.listens4 === b.listens4 &&
 		a.weight === b.weight &&
 		a.state === b.state &&
 		a.leaving === b.leaving &&

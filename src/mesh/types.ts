@@ -46,6 +46,8 @@ export interface Task {
 	readonly on?: Readonly<Record<string, string>>;
 	/** Networks that it is on beside its gateway's, where its node knows: `10.0.1.0/24`. It answers clients in there on-link. */
 	readonly onLink?: readonly string[];
+	/** Ports (`tcp/80`) that it listens on at another of its addresses only, where its node knows. */
+	readonly elsewhere?: { readonly address4: string; readonly ports: readonly string[] };
 	readonly weight: number;
 	readonly state: BackendState;
 }

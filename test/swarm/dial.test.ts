@@ -34,6 +34,10 @@ async function build(): Promise<{ swarm: Swarm }> {
 		create('one', '--constraint', 'node.hostname==node2', '--publish', '8081:80', '--publish', '8054:53/udp', image);
 		create('solo', '--constraint', 'node.hostname==node1', '--publish', '8082:80', image);
 		create('caller', '--constraint', 'node.hostname==node1', '--network', 'app', image);
+		// Its server listens on the task's address of the ingress network only.
+		const listen =
+			'a=$(/bin/busybox ip -4 -o addr show | /bin/busybox sed -n "s/.* inet \\(10[.]0[.]0[.][0-9]*\\).*/\\1/p"); exec /httpd -n bound -a $a -p 80 -L 3600';
+		create('bound', '--constraint', 'node.hostname==node2', '--publish', '8083:80', image, '/bin/sh', '-c', listen);
 		await swarm.serving('web', 6, 90_000);
 		await swarm.serving('one', 2, 60_000);
 		await swarm.serving('solo', 1, 60_000);
@@ -131,6 +135,32 @@ scenario(
 					]);
 					assert.equal([r.failures, r.ok], [{}, 2], `${port} ${flag}: ${JSON.stringify(r)}`);
 				}
+		});
+
+		test('a task that binds only its ingress address is served there', async ({ swarm }) => {
+			await swarm.serving('bound', 1);
+			await waitFor(
+				'node2 to see where it listens',
+				async () => (await swarm.load(['-n', 1, '-t', 500, `${swarm.address(2)}:8083`])).ok === 1,
+				20_000,
+				200,
+			);
+			for (const node of [1, 2, 3]) {
+				const r = await swarm.load(['-n', 30, '-c', 5, '-t', 3000, `${swarm.address(node)}:8083`]);
+				assert.equal(
+					[r.failures, Object.keys(r.backends), Object.keys(r.clients)],
+					[{}, ['bound'], [swarm.client]],
+					`node${node}: ${JSON.stringify(r)}`,
+				);
+			}
+			const r = await swarm.loadIn(1, container(swarm, 1, 'caller'), [
+				'-n',
+				10,
+				'-t',
+				3000,
+				`${swarm.address(1)}:8083`,
+			]);
+			assert.equal([r.failures, r.ok], [{}, 10], JSON.stringify(r));
 		});
 
 		// On docker_gwbridge, on the service's own overlay, on the ingress network: each is somebody's LAN.

@@ -326,6 +326,8 @@ export interface Leg {
 	readonly address6?: string;
 	/** Subnets of its other networks, the ingress network too: it answers clients in there on-link. */
 	readonly onLink?: readonly string[];
+	/** Ports that it listens on at its ingress address only. */
+	readonly elsewhere?: { readonly address4: string; readonly ports: readonly string[] };
 }
 
 export function sameLeg(a: Leg | undefined, b: Leg | undefined): boolean {
@@ -333,7 +335,9 @@ export function sameLeg(a: Leg | undefined, b: Leg | undefined): boolean {
 		a === b ||
 		(a?.address4 === b?.address4 &&
 			a?.address6 === b?.address6 &&
-			(a?.onLink ?? []).join() === (b?.onLink ?? []).join())
+			(a?.onLink ?? []).join() === (b?.onLink ?? []).join() &&
+			a?.elsewhere?.address4 === b?.elsewhere?.address4 &&
+			(a?.elsewhere?.ports ?? []).join() === (b?.elsewhere?.ports ?? []).join())
 	);
 }
 
@@ -387,6 +391,8 @@ export interface OwnContainer {
 	readonly ended: boolean;
 	/** Subnets of the networks that it is on, but for docker_gwbridge, which no engine lists here. */
 	readonly networks: readonly string[];
+	/** Its IPv4 address on the ingress network. */
+	readonly ingress: string | undefined;
 }
 
 interface RawAttachment {
@@ -424,10 +430,17 @@ export function ownContainers(raw: unknown): OwnContainer[] {
 	return raw.flatMap((c: RawContainer): OwnContainer[] => {
 		const task = c.Labels?.[TASK_LABEL];
 		if (c.Id === undefined || !task) return [];
-		const ended = c.State === 'exited' || c.State === 'dead';
-		const networks = subnetsOf(c.NetworkSettings?.Networks);
-		const paused = c.State === 'paused';
-		return [{ id: c.Id, task, running: c.State === 'running', paused, ended, networks }];
+		return [
+			{
+				id: c.Id,
+				task,
+				running: c.State === 'running',
+				paused: c.State === 'paused',
+				ended: c.State === 'exited' || c.State === 'dead',
+				networks: subnetsOf(c.NetworkSettings?.Networks),
+				ingress: parseAddress(c.NetworkSettings?.Networks?.ingress?.IPAddress, 4),
+			},
+		];
 	});
 }
 

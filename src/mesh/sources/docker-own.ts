@@ -2,6 +2,7 @@
  * This node's own containers: where each task is delivered to, and what befalls it, at once. Swarm says the same later.
  */
 import { sentence } from '../../errors.js';
+import { type Listener, onlyAt, readListeners } from './docker-listeners.js';
 import { type Leg, legsOf, ownContainers, sameLeg, TASK_LABEL, type TaskReport } from './docker-map.js';
 import { type Engine, EngineError, type EngineEvent } from './engine.js';
 
@@ -35,6 +36,8 @@ const DEAD_MS = 120_000;
 /** The leg of a container that starts appears some 100 ms before it serves. */
 const RETRY_MS = [50, 100, 200, 400, 800, 1600, 3200];
 const DEBOUNCE_MS = 10;
+/** When a task's sockets are looked at, after it was first seen: a server may take its time to listen. */
+const LISTENS_MS = [500, 1500, 4000, 10_000, 30_000, 90_000];
 
 interface Said {
 	readonly state: 'draining' | 'down';
@@ -45,6 +48,17 @@ interface Said {
 export interface OwnDeps {
 	readonly engine: Pick<Engine, 'get'>;
 	readonly now?: () => number;
+	/** Sockets of a container by its process; undefined: not to be seen from here. */
+	readonly listeners?: (container: string, pid: number) => readonly Listener[] | undefined;
+}
+
+/** A task whose sockets are still to be looked at. */
+interface Unheard {
+	readonly container: string;
+	readonly ingress: string;
+	pid: number | undefined;
+	readonly sinceMs: number;
+	looks: number;
 }
 
 export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
@@ -61,6 +75,56 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 	let tries = 0;
 	let closed = false;
 	let lastError = '';
+
+	const listeners = deps.listeners ?? readListeners;
+	const unheard = new Map<string, Unheard>();
+	const elsewhere = new Map<string, NonNullable<Leg['elsewhere']>>();
+	let looking: NodeJS.Timeout | undefined;
+
+	/** Whose time has come is looked at, and the next look is set. */
+	async function listen(): Promise<void> {
+		looking = undefined;
+		let news = false;
+		for (const [task, u] of unheard) {
+			if (closed) return;
+			if (u.looks >= LISTENS_MS.length || now() < u.sinceMs + LISTENS_MS[u.looks]) continue;
+			u.looks++;
+			try {
+				const raw = (u.pid === undefined ? await engine.get(`/containers/${u.container}/json`) : undefined) as
+					| { State?: { Pid?: number } }
+					| undefined;
+				u.pid ??= raw?.State?.Pid ?? 0;
+				const there = listeners(u.container, u.pid);
+				const leg = legs.get(task);
+				if (there === undefined || leg === undefined) continue;
+				const ports = onlyAt(there, u.ingress, leg.address4);
+				if (ports.length > 0) elsewhere.set(task, { address4: u.ingress, ports });
+				else elsewhere.delete(task);
+				const next = withElsewhere(task, leg);
+				if (sameLeg(next, leg)) continue;
+				legs = new Map([...legs, [task, next]]);
+				news = true;
+			} catch {
+				// It is gone, or the engine is: the next look will tell.
+			}
+		}
+		if (news && !closed) restate(false);
+		listenLater();
+	}
+
+	function listenLater(): void {
+		if (closed || looking !== undefined) return;
+		let at = Number.POSITIVE_INFINITY;
+		for (const u of unheard.values())
+			if (u.looks < LISTENS_MS.length) at = Math.min(at, u.sinceMs + LISTENS_MS[u.looks]);
+		if (at < Number.POSITIVE_INFINITY) looking = setTimeout(() => void listen(), Math.max(10, at - now()));
+	}
+
+	function withElsewhere(task: string, leg: Leg): Leg {
+		const { elsewhere: _, ...rest } = leg;
+		const there = elsewhere.get(task);
+		return there === undefined ? rest : { ...rest, elsewhere: there };
+	}
 
 	function restate(look: boolean): void {
 		const at = now();
@@ -111,7 +175,13 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 			for (const c of ownContainers(containers)) {
 				there.add(c.task);
 				const leg = byContainer.get(c.id);
-				if (leg !== undefined) next.set(c.task, c.networks.length === 0 ? leg : { ...leg, onLink: c.networks });
+				if (leg !== undefined) {
+					next.set(c.task, withElsewhere(c.task, c.networks.length === 0 ? leg : { ...leg, onLink: c.networks }));
+					if (c.running && c.ingress !== undefined && !unheard.has(c.task)) {
+						const { id: container, ingress } = c;
+						unheard.set(c.task, { container, ingress, pid: undefined, sinceMs: now(), looks: 0 });
+					}
+				}
 				const known = said.get(c.task);
 				// Paused, or no more, while events were not heard; what was heard since the asking is newer than the answer.
 				const heard = known !== before.get(c.task);
@@ -127,9 +197,15 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 				}
 			}
 			lastError = '';
+			for (const task of unheard.keys())
+				if (!there.has(task)) {
+					unheard.delete(task);
+					elsewhere.delete(task);
+				}
 			const same = next.size === legs.size && [...next].every(([t, l]) => sameLeg(legs.get(t), l));
 			if (!same) legs = next;
 			if (!same || news) restate(false);
+			listenLater();
 			const missing = expected.some((t) => !legs.has(t) && there.has(t) && said.get(t)?.state !== 'down');
 			if (missing && tries < RETRY_MS.length) later(RETRY_MS[tries++]);
 			else if (!missing) tries = 0;
@@ -212,6 +288,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 			closed = true;
 			clearTimeout(timer);
 			clearTimeout(expiry);
+			clearTimeout(looking);
 		},
 	};
 }
