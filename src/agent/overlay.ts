@@ -104,6 +104,9 @@ export interface PlugRequest {
 const short = (text: string, length: number): string =>
 	createHash('sha256').update(text).digest('hex').slice(0, length);
 
+/** The end of a veth that Docker takes, while it is here. */
+export const innerEnd = (dockerEndpoint: string): string => `blp-${short(dockerEndpoint, 11)}`;
+
 export interface OverlayDeps {
 	readonly run: Run;
 	readonly gateway: Gateway;
@@ -308,7 +311,7 @@ export class Overlay {
 		const { run } = this.deps;
 		const { id, network: n } = r;
 		const host = `bl-${short(id, 12)}`;
-		const inside = `blp-${short(r.docker.endpoint, 11)}`;
+		const inside = innerEnd(r.docker.endpoint);
 		// Joined a second time, Docker wants a new one.
 		const before = this.endpoints.find((e) => e.docker?.endpoint === r.docker.endpoint);
 		if (before !== undefined) await this.unlink(before);

@@ -93,7 +93,10 @@ export async function agent(o: { readonly config: string; readonly leaveWithinMs
 		const calls = createPluginApp({
 			driver: plugin,
 			log: (call, request, answer, ms) =>
-				log[`${'Err' in answer ? 'warn' : 'debug'}`]({ call, request, answer, ms: Math.round(ms) }, 'Docker'),
+				log[`${'Err' in answer || 'Error' in answer ? 'warn' : 'debug'}`](
+					{ call, request, answer, ms: Math.round(ms) },
+					'Docker',
+				),
 		});
 		try {
 			docker = await listen(calls, config.dockerPlugin.socket, [], { key: 'dockerPlugin.socket', host: 'localhost' });

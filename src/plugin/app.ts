@@ -47,7 +47,8 @@ export function createPluginApp(deps: PluginDeps): Hono {
 				}
 				answer = await act(parsed?.data as z.output<S>);
 			} catch (e) {
-				answer = { Err: sentence(e) };
+				// libnetwork reads `Err` of a network driver and `Error` of an IPAM driver.
+				answer = { [call.startsWith('IpamDriver.') ? 'Error' : 'Err']: sentence(e) };
 			}
 			deps.log(call, request, answer, performance.now() - began);
 			return c.body(JSON.stringify(answer), 200, { 'Content-Type': TYPE });

@@ -37,6 +37,8 @@ export interface PluginHost {
 	unplug(endpoint: string): Promise<void>;
 	/** Docker's ids of the endpoints that have a veth. */
 	plugged(): ReadonlySet<string>;
+	/** Of those, which Docker gave back or never took, since before `at` (ms since 1970). */
+	idle(at: number): Promise<readonly string[]>;
 }
 
 export interface PlugRequest {
@@ -195,7 +197,7 @@ export function createDriver(deps: DriverDeps): Driver {
 		const r = addresses.find((x) => x.network === network && x.address === address);
 		if (r === undefined) return false;
 		const used = endpoints.some((e) => e.network === network && (e.address === address || e.address6 === address));
-		return used || now() - r.at < LEAK_AFTER_MS;
+		return used || r.kept === true || now() - r.at < LEAK_AFTER_MS;
 	}
 
 	/** One at a time: an address is looked for and taken in two steps. */
@@ -206,12 +208,12 @@ export function createDriver(deps: DriverDeps): Driver {
 		return next;
 	}
 
-	function reserve(network: string, address: string, wanted: boolean, holder: string): void {
+	function reserve(network: string, address: string, holder: string): void {
 		const { addresses } = store.get();
 		change({
 			addresses: [
 				...addresses.filter((a) => a.network !== network || a.address !== address),
-				{ network, address, wanted, holder, at: now() },
+				{ network, address, holder, at: now() },
 			],
 		});
 	}
@@ -256,7 +258,12 @@ export function createDriver(deps: DriverDeps): Driver {
 				internal: r.Options[OPTION.internal] === true || (n.options.internal ?? false),
 				...(bytes === undefined ? {} : { mtu: bytes }),
 			};
-			change({ networks: [...store.get().networks.filter((x) => x.id !== network.id), network] });
+			const kept = new Set(r.IPv4Data.flatMap((d) => Object.values(d.AuxAddresses).map(bare)));
+			const { addresses, networks } = store.get();
+			change({
+				networks: [...networks.filter((x) => x.id !== network.id), network],
+				addresses: addresses.map((a) => (a.network === n.name && kept.has(a.address) ? { ...a, kept: true } : a)),
+			});
 		},
 		async deleteNetwork(id) {
 			const { endpoints, networks } = store.get();
@@ -379,7 +386,7 @@ export function createDriver(deps: DriverDeps): Driver {
 							`${r.Address || 'an IPv6 address'} on network ${n.name}: an endpoint's IPv6 address is ${subnet6} with its IPv4 address in the last 32 bits${wanted === undefined ? '' : `: give --ip ${wanted} with it`}`,
 						);
 					const address = address6Of(subnet6, fits);
-					reserve(network, address, r.Address !== '', '');
+					reserve(network, address, '');
 					return { Address: `${address}/${length}`, Data: {} };
 				}
 				const length = bits(n.subnet);
@@ -390,12 +397,12 @@ export function createDriver(deps: DriverDeps): Driver {
 				}
 				const wanted = r.Address === '' ? undefined : r.Address;
 				if (wanted !== undefined && inUse(network, wanted))
-					fail('ADDRESS_TAKEN', `${wanted} on network ${n.name}: a container of this node has it`);
+					fail('ADDRESS_TAKEN', `${wanted} on network ${n.name}: Docker has it already, on this node`);
 				// What nobody came for is free again.
 				if (wanted !== undefined) await release(network, wanted);
 				const { address, holder } = await host.pick(part === undefined ? n : { ...n, ipRange: part }, wanted);
 				try {
-					reserve(network, address, wanted !== undefined, holder);
+					reserve(network, address, holder);
 				} catch (e) {
 					await host.release(network, address, holder);
 					throw e;
@@ -418,6 +425,8 @@ export function createDriver(deps: DriverDeps): Driver {
 			),
 		reap: () =>
 			inTurn(async () => {
+				// An engine whose agent was away takes a container's interface out and never says that it is gone.
+				for (const id of await host.idle(now() - LEAK_AFTER_MS)) await host.unplug(id);
 				const { addresses, endpoints } = store.get();
 				const plugged = host.plugged();
 				const old = (at: number) => now() - at >= LEAK_AFTER_MS;
@@ -425,7 +434,7 @@ export function createDriver(deps: DriverDeps): Driver {
 				const stay = endpoints.filter((e) => !gone.includes(e));
 				const used = (a: { network: string; address: string }) =>
 					stay.some((e) => e.network === a.network && (e.address === a.address || e.address6 === a.address));
-				const lost = addresses.filter((a) => !a.wanted && old(a.at) && !used(a));
+				const lost = addresses.filter((a) => a.kept !== true && old(a.at) && !used(a));
 				if (gone.length === 0 && lost.length === 0) return [];
 				change({ endpoints: stay });
 				for (const a of lost) await release(a.network, a.address);

@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import type { Logger } from 'pino';
 import { json, type Run } from '../agent/exec.js';
-import type { Overlay } from '../agent/overlay.js';
+import { innerEnd, type Overlay } from '../agent/overlay.js';
 import { BeelineError, sentence } from '../errors.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
 import type { Addresses } from '../mesh/sources/etcd-store.js';
@@ -164,6 +164,16 @@ export function createPlugin(deps: HostDeps): Plugin {
 			async unplug(id) {
 				const e = await overlay.unplug(id);
 				if (e !== undefined) await inForce(`endpoint ${e.id} detached`);
+			},
+			async idle(at) {
+				const here = new Set(
+					json<{ ifname: string }>(await deps.run('ip', ['-j', 'link', 'show'])).map((l) => l.ifname),
+				);
+				return overlay.endpoints.flatMap((e) =>
+					e.docker !== undefined && Date.parse(e.attachedAt) <= at && here.has(innerEnd(e.docker.endpoint))
+						? [e.docker.endpoint]
+						: [],
+				);
 			},
 			plugged: () => new Set(overlay.endpoints.flatMap((e) => (e.docker === undefined ? [] : [e.docker.endpoint]))),
 		},

@@ -19,7 +19,7 @@ const texts = z
 	.nullish()
 	.transform((x) => x ?? {});
 
-const pool = z.object({ AddressSpace: text, Pool: text, Gateway: text });
+const pool = z.object({ AddressSpace: text, Pool: text, Gateway: text, AuxAddresses: texts });
 const pools = z
 	.array(pool)
 	.nullish()

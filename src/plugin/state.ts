@@ -35,8 +35,8 @@ export interface Reservation {
 	readonly network: string;
 	/** Of either family. */
 	readonly address: string;
-	/** The engine named it (`--ip`, `--aux-address`), and may mean to keep it for nobody. */
-	readonly wanted: boolean;
+	/** `--aux-address` of a Docker network: it is for no container. */
+	readonly kept?: boolean;
 	/** Beeline's id of who is to have it; empty: an IPv6 address, which follows from one that is. */
 	readonly holder: string;
 	/** ms since 1970. */

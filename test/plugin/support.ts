@@ -34,6 +34,8 @@ export interface Engine {
 	readonly store: PluginStore;
 	/** Docker's ids of endpoints that have a veth. */
 	readonly plugged: Map<string, PlugRequest>;
+	/** Those whose inner end is on the node. */
+	readonly idle: Set<string>;
 	/** ms. */
 	clock: number;
 	/** What an engine gets for what it asks. */
@@ -68,6 +70,7 @@ export function engine(self: string, networks: readonly NetworkSpec[] = NETWORKS
 			},
 			unplug: async (id) => void plugged.delete(id),
 			plugged: () => new Set(plugged.keys()),
+			idle: async () => [...e.idle],
 		},
 	});
 	const app = createPluginApp({ driver, log: () => undefined });
@@ -75,6 +78,7 @@ export function engine(self: string, networks: readonly NetworkSpec[] = NETWORKS
 		driver,
 		store,
 		plugged,
+		idle: new Set(),
 		clock: 0,
 		async call(path, request) {
 			const answer = await app.request(`/${path}`, {

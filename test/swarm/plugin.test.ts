@@ -168,7 +168,7 @@ scenario(
 			const image = ['beeline-test', 'true'];
 			const red = ['run', '--rm', '--network', 'red'];
 			assert.match(refused(swarm, 1, ...red, '--ip', '10.44.0.200', ...image), /outside of 10\.44\.0\.0\/25, the part/);
-			assert.match(refused(swarm, 1, ...red, '--ip', '10.44.0.2', ...image), /a container of this node has it/);
+			assert.match(refused(swarm, 1, ...red, '--ip', '10.44.0.2', ...image), /Docker has it already, on this node/);
 			const net = ['network', 'create', '-d', 'beeline'];
 			const ipam = ['--ipam-driver', 'beeline'];
 			const both = (name: string) => [
@@ -220,30 +220,6 @@ scenario(
 			swarm.docker(2, 'rm', '-f', 'r2d');
 		});
 
-		test('an engine that is killed and comes again finds its networks, and leaves no endpoint of the dead', async ({
-			swarm,
-		}) => {
-			swarm.exec(2, ['sh', '-c', 'kill -KILL $(cat /run/docker.pid)']);
-			await waitFor(
-				'the engine of node2',
-				() => {
-					try {
-						return swarm.docker(2, 'ps', '-aq').length > 0;
-					} catch {
-						return false;
-					}
-				},
-				30_000,
-				200,
-			);
-			swarm.docker(2, 'start', 'r2');
-			await waitFor('r2 to be alone on red', async () => {
-				const red = (await endpoints(swarm, 2)).filter((e) => e.network === 'red');
-				return red.length === 1 && red[0].address === addressOf(swarm, 2, 'r2');
-			});
-			assert.ok(pings(swarm, 1, 'r1', addressOf(swarm, 2, 'r2')));
-		});
-
 		test('by the managed plugin a network is the swarm’s: containers and services of two engines meet by name', async ({
 			swarm,
 		}) => {
@@ -293,6 +269,30 @@ scenario(
 				100,
 			);
 			assert.equal([...backends].sort(), ['node1', 'node2']);
+		});
+
+		test('an engine that is killed and comes again finds its networks, and leaves no endpoint of the dead', async ({
+			swarm,
+		}) => {
+			swarm.exec(2, ['sh', '-c', 'kill -KILL $(cat /run/docker.pid)']);
+			await waitFor(
+				'the engine of node2',
+				() => {
+					try {
+						return swarm.docker(2, 'ps', '-aq').length > 0;
+					} catch {
+						return false;
+					}
+				},
+				30_000,
+				200,
+			);
+			swarm.docker(2, 'start', 'r2');
+			await waitFor('r2 to be alone on red', async () => {
+				const red = (await endpoints(swarm, 2)).filter((e) => e.network === 'red');
+				return red.length === 1 && red[0].address === addressOf(swarm, 2, 'r2');
+			});
+			assert.ok(pings(swarm, 1, 'r1', addressOf(swarm, 2, 'r2')));
 		});
 
 		test('nothing is left when containers, networks and agents have gone', async ({ swarm }) => {
