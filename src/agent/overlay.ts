@@ -101,6 +101,8 @@ export interface PlugRequest {
 	readonly sandbox: string;
 }
 
+const OWN_NETNS = '/proc/self/ns/net';
+
 const short = (text: string, length: number): string =>
 	createHash('sha256').update(text).digest('hex').slice(0, length);
 
@@ -324,6 +326,7 @@ export class Overlay {
 		try {
 			const mtu = r.mtu - OVERLAY_OVERHEAD;
 			const ifindex = await makeVeth(run, host, undefined, inside, mtu);
+			await segmentInside(run, OWN_NETNS, inside);
 			await run('ip', ['link', 'set', host, 'addrgenmode', 'none']);
 			await run('ip', ['link', 'set', host, 'up']);
 			let [namespace, cookie] = [`docker:${r.docker.endpoint}`, UNSEEN];
@@ -366,7 +369,7 @@ export class Overlay {
 		const { run, gateway } = this.deps;
 		const { network: n } = r;
 		const namespace = namespaceOf(r.netns);
-		if (namespace === namespaceOf('/proc/self/ns/net'))
+		if (namespace === namespaceOf(OWN_NETNS))
 			throw new BeelineError('NO_NETNS', `${r.netns} is the node's own network namespace: name another`, {
 				field: 'netns',
 			});

@@ -22,7 +22,10 @@ import { cannotUseDocker, Swarm, sweepBeds } from './swarm.js';
 const NODES = [1, 2];
 
 /** Docker takes `--ip` only where somebody typed a subnet. */
-const RED = ['--ipv6', '--subnet', '10.44.0.0/24', '--subnet', 'fd00:44::/64'];
+const RED = [
+	...['--ipv6', '--subnet', '10.44.0.0/24', '--subnet', 'fd00:44::/64'],
+	...['--aux-address', 'printer=10.44.0.77'],
+];
 
 interface Shared {
 	readonly swarm: Swarm;
@@ -168,7 +171,8 @@ scenario(
 			const image = ['beeline-test', 'true'];
 			const red = ['run', '--rm', '--network', 'red'];
 			assert.match(refused(swarm, 1, ...red, '--ip', '10.44.0.200', ...image), /outside of 10\.44\.0\.0\/25, the part/);
-			assert.match(refused(swarm, 1, ...red, '--ip', '10.44.0.2', ...image), /Docker has it already, on this node/);
+			for (const taken of ['10.44.0.2', '10.44.0.77'])
+				assert.match(refused(swarm, 1, ...red, '--ip', taken, ...image), /Docker has it already, on this node/);
 			const net = ['network', 'create', '-d', 'beeline'];
 			const ipam = ['--ipam-driver', 'beeline'];
 			const both = (name: string) => [
@@ -198,6 +202,12 @@ scenario(
 
 		test('a container that is gone leaves nothing, and its address is free', async ({ swarm }) => {
 			const before = await endpoints(swarm, 2);
+			run(swarm, 1, 'r3', 'red', '--ip', '10.44.0.9', '--ip6', 'fd00:44::a2c:9');
+			swarm.docker(1, 'network', 'disconnect', 'red', 'r3');
+			assert.is((await endpoints(swarm, 1)).filter((e) => e.network === 'red').length, 1);
+			swarm.docker(1, 'network', 'connect', 'red', 'r3');
+			assert.ok(pings(swarm, 1, 'r3', '10.44.0.128'));
+			swarm.docker(1, 'rm', '-f', 'r3');
 			swarm.docker(2, 'rm', '-f', 'r2b');
 			assert.is((await endpoints(swarm, 2)).length, before.length - 1);
 			assert.not(pings(swarm, 1, 'r1', '10.44.0.129'));
