@@ -259,6 +259,11 @@ export function parseConfig(file: string, content: string, host: string = hostna
 			path: ['gatewayBridge', 'subnet'],
 			text: `is ${subnet}: expected an IPv4 prefix of 29 bits at most, such as 172.30.0.0/16`,
 		});
+	if (c.dockerPlugin !== undefined && c.membership.source === 'docker')
+		problems.push({
+			path: ['dockerPlugin'],
+			text: 'gives Docker the networks of the membership, and with membership.source docker there are only its own: expected source file or etcd, or no such key',
+		});
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)
 			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });

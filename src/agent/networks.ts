@@ -279,7 +279,12 @@ export function createNetworks(deps: NetworksDeps): Networks {
 			if (deps.addresses === undefined) return;
 			for (const n of deps.membership().networks)
 				for (const e of n.endpoints ?? [])
-					if (e.node === deps.self() && !known.has(e.id) && !n.options.slices)
+					if (
+						e.node === deps.self() &&
+						!known.has(e.id) &&
+						!n.options.slices &&
+						!overlay.reserved(n.name).has(e.address)
+					)
 						await deps.addresses.release(n.name, e.address, e.id).catch(() => false);
 		},
 		paths: (vni) => [

@@ -217,6 +217,11 @@ export class Overlay {
 		});
 	}
 
+	/** Addresses of a network that are given out and not attached. */
+	reserved(network: string): ReadonlySet<string> {
+		return this.deps.reserved?.(network) ?? new Set();
+	}
+
 	/** An address that no endpoint has: the wanted one, or one of this node's. @throws BeelineError NO_ADDRESS, ADDRESS_TAKEN */
 	pick(r: Pick<AttachRequest, 'network' | 'self' | 'address' | 'reserved'>): string {
 		return this.choose(r).address;
@@ -256,7 +261,7 @@ export class Overlay {
 	} {
 		const { network: n, self } = r;
 		const attached = new Set(this.endpoints.filter((e) => e.network === n.name).map((e) => e.address));
-		for (const a of this.deps.reserved?.(n.name) ?? []) attached.add(a);
+		for (const a of this.reserved(n.name)) attached.add(a);
 		const declared = n.endpoints ?? [];
 		const slice = n.options.slices?.[self];
 		const of = (address: string) => `${n.name}-${address}`;

@@ -19,7 +19,7 @@ export interface HostDeps {
 	/** Where an operator changes the membership. */
 	readonly place: string;
 	/** Where the source gives out addresses; undefined: each node has its slices. */
-	readonly addresses?: Addresses;
+	readonly addresses?: Pick<Addresses, 'allocate' | 'release'>;
 	/** Bytes, of the uplinks; undefined: not known yet. */
 	readonly underlayMtu: () => number | undefined;
 	/** Resolves when packets take what the endpoints are now for granted. */
