@@ -146,6 +146,15 @@ export const configSchema = z.strictObject({
 			enableIpMasquerade: bool.default(true),
 		})
 		.prefault({}),
+	/** Networks of Docker's (`docker network create -d beeline`); absent: none. */
+	dockerPlugin: z
+		.strictObject({
+			socket: value('an absolute path that ends in .sock', (x) =>
+				typeof x === 'string' && isAbsolute(x) && x.endsWith('.sock') ? x : undefined,
+			).default('/run/docker/plugins/beeline.sock'),
+			stateFile: path.default('/var/lib/beeline/docker-plugin.json'),
+		})
+		.optional(),
 	pinRoot: value('an absolute path on a BPF file system', (x) =>
 		typeof x === 'string' && isAbsolute(x) ? x : undefined,
 	).default('/sys/fs/bpf/beeline'),
@@ -191,6 +200,7 @@ export interface Config {
 		readonly enableIcc: boolean;
 		readonly enableIpMasquerade: boolean;
 	};
+	readonly dockerPlugin?: { readonly socket: string; readonly stateFile: string };
 	readonly pinRoot: string;
 	readonly log: { readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error' };
 }
@@ -249,6 +259,11 @@ export function parseConfig(file: string, content: string, host: string = hostna
 			path: ['gatewayBridge', 'subnet'],
 			text: `is ${subnet}: expected an IPv4 prefix of 29 bits at most, such as 172.30.0.0/16`,
 		});
+	if (c.dockerPlugin !== undefined && c.membership.source === 'docker')
+		problems.push({
+			path: ['dockerPlugin'],
+			text: 'gives Docker the networks of the membership, and with membership.source docker there are only its own: expected source file or etcd, or no such key',
+		});
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)
 			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });
@@ -280,6 +295,9 @@ export function parseConfig(file: string, content: string, host: string = hostna
 		},
 		datapath: c.datapath,
 		gatewayBridge: c.gatewayBridge,
+		...(c.dockerPlugin === undefined
+			? {}
+			: { dockerPlugin: { socket: c.dockerPlugin.socket, stateFile: at(c.dockerPlugin.stateFile) } }),
 		pinRoot: c.pinRoot,
 		log: c.log,
 	};

@@ -34,6 +34,8 @@ import type { Membership } from '../mesh/types.js';
 import { createVipIds, type VipEntries, vipEntries } from '../mesh/vip-entries.js';
 import { createVipReconciler, type GoneBackend, type VipReconciler } from '../mesh/vip-reconcile.js';
 import { createMetrics, type Metrics, type MetricsSnapshot } from '../metrics/registry.js';
+import type { Driver } from '../plugin/driver.js';
+import { createPlugin, type Plugin } from '../plugin/host.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
 import { json, type Run, run as runCommand } from './exec.js';
@@ -70,6 +72,8 @@ export interface AgentDeps {
 export interface Agent {
 	readonly api: AgentApi;
 	readonly metrics: Metrics;
+	/** What Docker's plugin socket is answered from; undefined: none is configured. */
+	readonly plugin: Driver | undefined;
 	/** Reads source and kernel anew. */
 	reload(cause: string): void;
 	/** Resolves when the first complete apply has happened. @throws what made it impossible */
@@ -254,17 +258,21 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			masquerade: config.gatewayBridge.enableIpMasquerade,
 		});
 		const names = new NameService({ log });
+		let plugin: Plugin | undefined;
+		const overlay = new Overlay({
+			run,
+			gateway: gatewayBridge,
+			state: () => state.overlay,
+			save: (next) => saveState({ ...state, overlay: next }),
+			reserved: (network) => plugin?.driver.reserved(network) ?? new Set(),
+		});
+		const underlayMtu = () => (local === undefined ? undefined : Math.min(...local.facts.uplinks.map((u) => u.mtu)));
 		const networks = createNetworks({
-			overlay: new Overlay({
-				run,
-				gateway: gatewayBridge,
-				state: () => state.overlay,
-				save: (overlay) => saveState({ ...state, overlay }),
-			}),
+			overlay,
 			state: () => state.overlay,
 			membership: () => membership,
 			self: () => config.node.name,
-			underlayMtu: () => (local === undefined ? undefined : Math.min(...local.facts.uplinks.map((u) => u.mtu))),
+			underlayMtu,
 			netnsOfContainer,
 			meshVni: () => config.datapath.vni,
 			place: source.place,
@@ -1081,6 +1089,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			closing ??= source.close();
 			void Promise.resolve(namespaces?.close()).then(() => visitor.close());
 			peers.stop();
+			plugin?.close();
 			monitor.close();
 			stopVerdicts?.();
 		}
@@ -1098,6 +1107,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const agent: Agent = {
 			api,
 			metrics,
+			get plugin() {
+				return plugin?.driver;
+			},
 			get leaving() {
 				const self = membership.nodes.find((n) => n.name === config.node.name);
 				return self === undefined || self.drained;
@@ -1132,6 +1144,27 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				return left;
 			},
 		};
+
+		if (config.dockerPlugin !== undefined) {
+			try {
+				plugin = createPlugin({
+					overlay,
+					stateFile: config.dockerPlugin.stateFile,
+					membership: () => membership,
+					self: () => config.node.name,
+					place: source.place,
+					...(source.addresses === undefined ? {} : { addresses: source.addresses }),
+					underlayMtu,
+					applied: (cause) => applied(cause, true),
+					run,
+					log,
+				});
+			} catch (e) {
+				await rest();
+				d.close();
+				throw e;
+			}
+		}
 
 		updatePeers(membership.nodes, 0n);
 		peers.start();

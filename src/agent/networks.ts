@@ -17,7 +17,7 @@ import type { OverlayEndpointFact } from '../mesh/overlay.js';
 import { freeSubnet, gatewayOf, localSubnet6 } from '../mesh/subnets.js';
 import type { Membership, NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import { AgentError } from './api.js';
-import type { AttachedEndpoint, Overlay, OverlayState } from './overlay.js';
+import { type AttachedEndpoint, type Overlay, type OverlayState, UNSEEN } from './overlay.js';
 import { removeResolvConf, writeResolvConf } from './resolv.js';
 import { namespaceOf } from './veth.js';
 
@@ -158,7 +158,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 		});
 	};
 	const serve = async (namespace: string): Promise<void> => {
-		for (const e of overlay.endpoints.filter((x) => x.namespace === namespace)) {
+		for (const e of overlay.endpoints.filter((x) => x.namespace === namespace && x.docker === undefined)) {
 			try {
 				const state = await deps.names.serve({ id: e.id, netns: e.netns, networks: [e.network] });
 				if (state === 'serving') writeResolvConf(e.netns);
@@ -261,6 +261,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 		namespaces() {
 			const out = new Map<bigint, number[]>();
 			for (const e of overlay.endpoints) {
+				if (e.cookie === UNSEEN) continue;
 				const cookie = BigInt(e.cookie);
 				out.set(cookie, [...(out.get(cookie) ?? []), e.vni]);
 			}
@@ -278,7 +279,12 @@ export function createNetworks(deps: NetworksDeps): Networks {
 			if (deps.addresses === undefined) return;
 			for (const n of deps.membership().networks)
 				for (const e of n.endpoints ?? [])
-					if (e.node === deps.self() && !known.has(e.id) && !n.options.slices)
+					if (
+						e.node === deps.self() &&
+						!known.has(e.id) &&
+						!n.options.slices &&
+						!overlay.reserved(n.name).has(e.address)
+					)
 						await deps.addresses.release(n.name, e.address, e.id).catch(() => false);
 		},
 		paths: (vni) => [

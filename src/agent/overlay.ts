@@ -43,12 +43,17 @@ export interface AttachedEndpoint {
 	readonly host: string;
 	readonly ifindex: number;
 	readonly attachedAt: string;
+	/** Docker's, which moves and configures the inner end by itself: its ids. */
+	readonly docker?: { readonly endpoint: string; readonly network: string };
 }
 
 export interface OverlayState {
 	readonly endpoints: readonly AttachedEndpoint[];
 	readonly legs: readonly GatewayLeg[];
 }
+
+/** Cookie of a namespace that this process cannot see. */
+export const UNSEEN = '0';
 
 export const NO_OVERLAY_STATE: OverlayState = { endpoints: [], legs: [] };
 
@@ -82,8 +87,27 @@ export interface Allocation {
 	readonly aliases: readonly string[];
 }
 
+/** An endpoint whose inner end Docker takes. */
+export interface PlugRequest {
+	readonly id: string;
+	readonly network: NetworkSpec;
+	readonly docker: { readonly endpoint: string; readonly network: string };
+	readonly address: string;
+	readonly address6?: string;
+	readonly mac: string;
+	/** Bytes, of the underlay. */
+	readonly mtu: number;
+	/** Path of the container's namespace, which this process may not see. */
+	readonly sandbox: string;
+}
+
+const OWN_NETNS = '/proc/self/ns/net';
+
 const short = (text: string, length: number): string =>
 	createHash('sha256').update(text).digest('hex').slice(0, length);
+
+/** The end of a veth that Docker takes, while it is here. */
+export const innerEnd = (dockerEndpoint: string): string => `blp-${short(dockerEndpoint, 11)}`;
 
 export interface OverlayDeps {
 	readonly run: Run;
@@ -91,6 +115,8 @@ export interface OverlayDeps {
 	readonly state: () => OverlayState;
 	readonly save: (state: OverlayState) => void;
 	readonly now?: () => Date;
+	/** Addresses of a network that are given out and not attached: Docker asks before it has an endpoint. */
+	readonly reserved?: (network: string) => ReadonlySet<string>;
 }
 
 export class Overlay {
@@ -136,14 +162,69 @@ export class Overlay {
 			.then(async () => {
 				const e = this.endpoints.find((x) => x.id === id);
 				if (e === undefined) throw new BeelineError('NOT_FOUND', `there is no endpoint ${id} on this node`);
-				await this.deps.run('ip', ['link', 'del', e.host]).catch((x: Error) => {
-					if (!/Cannot find device/.test(x.message)) throw x;
-				});
-				await this.forget([e]);
+				if (e.docker !== undefined)
+					throw new BeelineError(
+						'REFUSED',
+						`endpoint ${id} is a container's, attached by Docker: docker network disconnect`,
+					);
+				await this.unlink(e);
 				return e;
 			});
 		this.last = next;
 		return next;
+	}
+
+	private async unlink(e: AttachedEndpoint): Promise<void> {
+		await this.deps.run('ip', ['link', 'del', e.host]).catch((x: Error) => {
+			if (!/Cannot find device/.test(x.message)) throw x;
+		});
+		await this.forget([e]);
+	}
+
+	/**
+	 * Makes an endpoint whose inner end stays here until Docker takes it.
+	 * @returns the endpoint, and the name of that end
+	 * @throws BeelineError ADDRESS_TAKEN, COMMAND_FAILED; nothing is left behind
+	 */
+	plug(r: PlugRequest): Promise<{ endpoint: AttachedEndpoint; inside: string }> {
+		const next = this.last.catch(() => undefined).then(() => this.makePlugged(r));
+		this.last = next;
+		return next;
+	}
+
+	/** By Docker's id. @returns what was taken away; undefined: there was none */
+	unplug(dockerEndpoint: string): Promise<AttachedEndpoint | undefined> {
+		const next = this.last
+			.catch(() => undefined)
+			.then(async () => {
+				const e = this.endpoints.find((x) => x.docker?.endpoint === dockerEndpoint);
+				if (e !== undefined) await this.unlink(e);
+				return e;
+			});
+		this.last = next;
+		return next;
+	}
+
+	/** What Docker says of an endpoint once its container runs. */
+	describe(
+		dockerEndpoint: string,
+		what: { readonly name?: string; readonly aliases: readonly string[]; readonly interface?: string },
+	): void {
+		const state = this.deps.state();
+		this.deps.save({
+			...state,
+			endpoints: state.endpoints.map((e) => (e.docker?.endpoint === dockerEndpoint ? { ...e, ...what } : e)),
+		});
+	}
+
+	/** Addresses of a network that are given out and not attached. */
+	reserved(network: string): ReadonlySet<string> {
+		return this.deps.reserved?.(network) ?? new Set();
+	}
+
+	/** An address that no endpoint has: the wanted one, or one of this node's. @throws BeelineError NO_ADDRESS, ADDRESS_TAKEN */
+	pick(r: Pick<AttachRequest, 'network' | 'self' | 'address' | 'reserved'>): string {
+		return this.choose(r).address;
 	}
 
 	/**
@@ -173,9 +254,14 @@ export class Overlay {
 	}
 
 	/** The address that an endpoint gets, and what the source says of it. @throws BeelineError */
-	private choose(r: AttachRequest): { id: string; address: string; known?: NetworkEndpoint } {
+	private choose(r: Omit<AttachRequest, 'netns' | 'underlayMtu'>): {
+		id: string;
+		address: string;
+		known?: NetworkEndpoint;
+	} {
 		const { network: n, self } = r;
 		const attached = new Set(this.endpoints.filter((e) => e.network === n.name).map((e) => e.address));
+		for (const a of this.reserved(n.name)) attached.add(a);
 		const declared = n.endpoints ?? [];
 		const slice = n.options.slices?.[self];
 		const of = (address: string) => `${n.name}-${address}`;
@@ -228,11 +314,67 @@ export class Overlay {
 		return { id, address: known.address, known };
 	}
 
+	private async makePlugged(r: PlugRequest): Promise<{ endpoint: AttachedEndpoint; inside: string }> {
+		const { run } = this.deps;
+		const { id, network: n } = r;
+		const host = `bl-${short(id, 12)}`;
+		const inside = innerEnd(r.docker.endpoint);
+		// Joined a second time, Docker wants a new one.
+		const before = this.endpoints.find((e) => e.docker?.endpoint === r.docker.endpoint);
+		if (before !== undefined) await this.unlink(before);
+		if (this.endpoints.some((e) => e.network === n.name && e.address === r.address))
+			throw new BeelineError(
+				'ADDRESS_TAKEN',
+				`${r.address} on network ${n.name}: another endpoint of this node has it`,
+			);
+		this.making.add(host);
+		try {
+			const mtu = r.mtu - OVERLAY_OVERHEAD;
+			const ifindex = await makeVeth(run, host, undefined, inside, mtu);
+			await segmentInside(run, OWN_NETNS, inside);
+			await run('ip', ['link', 'set', host, 'addrgenmode', 'none']);
+			await run('ip', ['link', 'set', host, 'up']);
+			let [namespace, cookie] = [`docker:${r.docker.endpoint}`, UNSEEN];
+			try {
+				namespace = namespaceOf(r.sandbox);
+				cookie = await cookieOf(r.sandbox);
+			} catch {
+				// Docker's alone to see.
+			}
+			const endpoint: AttachedEndpoint = {
+				id,
+				network: n.name,
+				vni: n.vni,
+				address: r.address,
+				...(r.address6 === undefined ? {} : { address6: r.address6 }),
+				mac: r.mac,
+				mtu,
+				aliases: [],
+				netns: r.sandbox,
+				namespace,
+				cookie,
+				interface: 'eth',
+				host,
+				ifindex,
+				attachedAt: (this.deps.now ?? (() => new Date()))().toISOString(),
+				docker: r.docker,
+			};
+			const state = this.deps.state();
+			this.deps.save({ endpoints: [...state.endpoints, endpoint], legs: state.legs });
+			return { endpoint, inside };
+		} catch (e) {
+			await run('ip', ['link', 'del', host]).catch(() => '');
+			throw e;
+		} finally {
+			this.making.delete(host);
+		}
+	}
+
 	private async make(r: AttachRequest): Promise<AttachedEndpoint> {
 		const { run, gateway } = this.deps;
 		const { network: n } = r;
 		const namespace = namespaceOf(r.netns);
-		if (namespace === namespaceOf('/proc/self/ns/net'))
+		if (namespace === namespaceOf(OWN_NETNS))
 			throw new BeelineError('NO_NETNS', `${r.netns} is the node's own network namespace: name another`, {
 				field: 'netns',
 			});

@@ -64,8 +64,18 @@ export async function segmentInside(run: Run, netns: string, inside: string): Pr
 	});
 }
 
-/** Makes a veth whose one end is in `netns`, by a name that nothing there has; both ends are down. @returns its ifindex here */
-export async function makeVeth(run: Run, host: string, netns: string, inside: string, mtu: number): Promise<number> {
+/**
+ * Makes a veth whose one end is in `netns`, by a name that nothing there has; both ends are down.
+ * @param netns undefined: both are here
+ * @returns its ifindex here
+ */
+export async function makeVeth(
+	run: Run,
+	host: string,
+	netns: string | undefined,
+	inside: string,
+	mtu: number,
+): Promise<number> {
 	// What an attach that was killed left behind is nobody's.
 	await run('ip', ['link', 'del', host]).catch(() => '');
 	await run('ip', [
@@ -81,8 +91,7 @@ export async function makeVeth(run: Run, host: string, netns: string, inside: st
 		inside,
 		'mtu',
 		`${mtu}`,
-		'netns',
-		netns,
+		...(netns === undefined ? [] : ['netns', netns]),
 	]);
 	const [link] = json<{ ifindex: number }>(await run('ip', ['-j', 'link', 'show', 'dev', host]));
 	return link.ifindex;

@@ -7,6 +7,7 @@ import { BeelineError, codeOf, sentence } from '../errors.js';
 import { createApp } from '../http/app.js';
 import { tokenFile } from '../http/guard.js';
 import { listen } from '../http/listen.js';
+import { createPluginApp } from '../plugin/app.js';
 import { sources, version } from './places.js';
 
 /** SIGTERM of a drained node: within the grace of Docker's and systemd's stop. */
@@ -86,12 +87,33 @@ export async function agent(o: { readonly config: string; readonly leaveWithinMs
 		throw new BeelineError('LISTEN_FAILED', sentence(e), { cause: e });
 	}
 	log.info({ addresses: server.addresses }, 'listening');
+	const { plugin } = a;
+	let docker: Awaited<ReturnType<typeof listen>> | undefined;
+	if (plugin !== undefined && config.dockerPlugin !== undefined) {
+		const calls = createPluginApp({
+			driver: plugin,
+			log: (call, request, answer, ms) =>
+				log[`${'Err' in answer || 'Error' in answer ? 'warn' : 'debug'}`](
+					{ call, request, answer, ms: Math.round(ms) },
+					'Docker',
+				),
+		});
+		try {
+			docker = await listen(calls, config.dockerPlugin.socket, [], { key: 'dockerPlugin.socket', host: 'localhost' });
+		} catch (e) {
+			await server.close();
+			await a.close();
+			throw new BeelineError('LISTEN_FAILED', sentence(e), { cause: e });
+		}
+		log.info({ addresses: docker.addresses }, 'serving networks to Docker');
+	}
 	process.on('SIGHUP', () => a.reload('SIGHUP'));
 
 	if (!stopping.signal.aborted) {
 		// The listener keeps the process alive; nothing else has to.
 		await new Promise<void>((resolve) => stopping.signal.addEventListener('abort', () => resolve(), { once: true }));
 	}
+	await docker?.close();
 	await server.close();
 	if (a.leaving) {
 		log.info('this node is drained or removed: the datapath is taken down');

@@ -48,13 +48,26 @@ function start(server: Server, where: { host: string; port: number } | { path: s
 /**
  * @param socket path of the unix socket; a leftover of a dead agent is replaced, a living one's is not.
  * @param tcp `address:port` each.
+ * @param options.key where the configuration names the socket
+ * @param options.host stands for every Host header: Docker's engine sends the socket's path, which is none
  * @throws with the address in the message where it cannot listen.
  */
-export async function listen(app: Fetcher, socket: string | undefined, tcp: readonly string[]): Promise<Listening> {
+export async function listen(
+	app: Fetcher,
+	socket: string | undefined,
+	tcp: readonly string[],
+	options: { readonly key?: string; readonly host?: string } = {},
+): Promise<Listening> {
+	const key = options.key ?? 'http.socket';
 	const servers: Server[] = [];
 	const addresses: string[] = [];
 	const make = () => {
-		const server = createServer(getRequestListener((request, env) => app.fetch(request, env)));
+		const respond = getRequestListener((request, env) => app.fetch(request, env));
+		const { host } = options;
+		const server = createServer((request, response) => {
+			if (host !== undefined) request.headers.host = host;
+			void respond(request, response);
+		});
 		// A reader that sends its headers a byte at a time holds a connection no longer than this.
 		server.headersTimeout = 10_000;
 		server.requestTimeout = 30_000;
@@ -80,9 +93,8 @@ export async function listen(app: Fetcher, socket: string | undefined, tcp: read
 			mkdirSync(dirname(socket), { recursive: true, mode: 0o755 });
 			const there = lstatSync(socket, { throwIfNoEntry: false });
 			if (there !== undefined) {
-				if (!there.isSocket()) throw new Error(`${socket}: exists and is no socket: remove it, or set http.socket`);
-				if (await answers(socket))
-					throw new Error(`${socket}: another agent answers there: stop it, or set http.socket`);
+				if (!there.isSocket()) throw new Error(`${socket}: exists and is no socket: remove it, or set ${key}`);
+				if (await answers(socket)) throw new Error(`${socket}: another agent answers there: stop it, or set ${key}`);
 				unlinkSync(socket);
 			}
 			// Between bind and chmod the socket must not be open to others.

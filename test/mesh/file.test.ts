@@ -495,6 +495,10 @@ test('beeline.yaml: defaults', () => {
 		pinRoot: '/sys/fs/bpf/beeline',
 		log: { level: 'info' },
 	});
+	assert.equal(parseConfig('/etc/beeline/beeline.yaml', 'dockerPlugin: {}', 'host1').dockerPlugin, {
+		socket: '/run/docker/plugins/beeline.sock',
+		stateFile: '/var/lib/beeline/docker-plugin.json',
+	});
 });
 
 test(
@@ -550,6 +554,16 @@ for (const [what, text, message] of [
 		'an unknown key',
 		'datapath: { vnii: 1 }',
 		'b.yaml:1:13: datapath.vnii is an unknown key: expected one of xdp, vxlanPort, vni, returnPath, staleAfter, acceptFirewallBypass, maxFlows, maxTracked, maxHalfOpen',
+	],
+	[
+		'a plugin socket that no engine finds',
+		'dockerPlugin: { socket: beeline.sock }',
+		'b.yaml:1:25: dockerPlugin.socket is "beeline.sock": expected an absolute path that ends in .sock',
+	],
+	[
+		'networks for Docker from Docker',
+		'membership: { source: docker }\ndockerPlugin: {}',
+		'b.yaml:2:15: dockerPlugin gives Docker the networks of the membership, and with membership.source docker there are only its own: expected source file or etcd, or no such key',
 	],
 	['a VNI out of range', 'datapath: { vni: 0 }', 'b.yaml:1:18: datapath.vni is 0: expected a VNI from 1 to 16777215'],
 	[

@@ -404,7 +404,7 @@ function makeRootfs(): string {
 	for (const d of ['bin', 'etc', 'tmp', 'proc', 'sys', 'dev']) mkdirSync(join(at, d), { recursive: true });
 	copyFileSync('/bin/busybox', join(at, 'bin/busybox'));
 	chmodSync(join(at, 'bin/busybox'), 0o755);
-	for (const applet of ['sh', 'cat', 'sleep', 'test', 'hostname', 'wget', 'nc', 'rm', 'touch', 'kill', 'ip'])
+	for (const applet of ['sh', 'cat', 'sleep', 'test', 'hostname', 'wget', 'nc', 'rm', 'touch', 'kill', 'ip', 'ping'])
 		symlinkSync('busybox', join(at, 'bin', applet));
 	for (const name of ['httpd', 'udpecho', 'load', 'udpload'])
 		execFileSync('gcc', ['-O2', '-static', join(root, `test/support/c/${name}.c`), '-o', join(at, name)], {
