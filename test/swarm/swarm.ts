@@ -182,9 +182,21 @@ export class Swarm {
 		this.#installed.add(node);
 	}
 
-	async start(node: number, config: object = {}): Promise<void> {
+	async start(node: number, config: object = {}, limitMs = 30_000): Promise<void> {
 		this.launch(node, config);
-		await this.ready(node);
+		await this.ready(node, limitMs);
+	}
+
+	/** Runs a command on a node while other things happen. */
+	async background(node: number, command: readonly string[]): Promise<Result> {
+		const child = this.#spawn(node, command);
+		const parts = { stdout: '', stderr: '' };
+		for (const of of ['stdout', 'stderr'] as const)
+			child[of]?.setEncoding('utf8').on('data', (text: string) => {
+				parts[of] += text;
+			});
+		const code = await new Promise<number>((resolve) => child.on('close', (c) => resolve(c ?? -1)));
+		return { code, ...parts };
 	}
 
 	async startAll(): Promise<void> {
@@ -278,9 +290,26 @@ export class Swarm {
 	load(args: readonly (string | number)[]): Promise<LoadReport> {
 		return this.startLoad(args).report();
 	}
-	startLoad(args: readonly (string | number)[]): { report(): Promise<LoadReport>; stop(): void } {
+	startLoad(args: readonly (string | number)[]): {
+		report(): Promise<LoadReport>;
+		/** Resolves when each connection has had its first answer. */
+		ready(): Promise<void>;
+		stop(): void;
+	} {
 		const child = this.#spawn('client', [tool('load'), ...args.map(String)]);
-		return { report: () => this.#report<LoadReport>(child), stop: () => void child.kill('SIGTERM') };
+		return {
+			report: () => this.#report<LoadReport>(child),
+			ready: () =>
+				new Promise((resolve, reject) => {
+					let text = '';
+					child.stderr?.on('data', (part: string) => {
+						text += part;
+						if (/^ready$/m.test(text)) resolve();
+					});
+					child.on('close', () => reject(new Error(`load ended before it was ready: ${text}`)));
+				}),
+			stop: () => void child.kill('SIGTERM'),
+		};
 	}
 	/** Runs a test program in the network of a container of a node. */
 	loadIn(node: number, container: string, args: readonly (string | number)[]): Promise<LoadReport> {
@@ -406,10 +435,8 @@ function makeRootfs(): string {
 	chmodSync(join(at, 'bin/busybox'), 0o755);
 	for (const applet of ['sh', 'cat', 'sleep', 'test', 'hostname', 'wget', 'nc', 'rm', 'touch', 'kill', 'ip'])
 		symlinkSync('busybox', join(at, 'bin', applet));
-	for (const name of ['httpd', 'udpecho', 'load', 'udpload'])
-		execFileSync('gcc', ['-O2', '-static', join(root, `test/support/c/${name}.c`), '-o', join(at, name)], {
-			stdio: 'pipe',
-		});
+	for (const name of ['httpd', 'udpecho', 'load', 'udpload'] as const)
+		copyFileSync(tool(`${name}-static`), join(at, name));
 	writeFileSync(join(at, 'etc/passwd'), 'root:x:0:0:root:/:/bin/sh\n');
 	// A PID 1 ignores SIGTERM unless it says otherwise; a task that is told to stop should.
 	writeFileSync(
