@@ -107,8 +107,10 @@ export interface LocalFacts {
 	readonly processAddress6?: string;
 	/** Inclusive: `ip_local_port_range`, and what masquerade uses. */
 	readonly localPorts: readonly (readonly [number, number])[];
-	/** Port keys that the kernel's own mesh served when the agent attached. */
+	/** Port keys that the kernel's own mesh answers too: it gets new flows when the agent is stale or leaves. */
 	readonly kernelPorts: ReadonlySet<number>;
+	/** Those that it answered when this agent took them: flows may be open there. Default: kernelPorts. */
+	readonly joinedPorts?: ReadonlySet<number>;
 	/** Port keys that must not be published here, and why. */
 	readonly refusedPorts: ReadonlyMap<number, string>;
 	/** Endpoints of this node on overlay networks. */
@@ -434,7 +436,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 				size,
 				windowNs,
 				members: columns(members, ids),
-				fromKernel: kernel,
+				fromKernel: (facts.joinedPorts ?? facts.kernelPorts).has(key),
 				toKernel: f.leaving,
 			});
 		};
@@ -496,6 +498,7 @@ function sameForServices(a: Entries, mesh: Mesh, facts: LocalFacts, options: Dat
 		f.endpoints === facts.endpoints &&
 		f.gateways === facts.gateways &&
 		f.kernelPorts === facts.kernelPorts &&
+		f.joinedPorts === facts.joinedPorts &&
 		f.refusedPorts === facts.refusedPorts &&
 		f.vtep === facts.vtep &&
 		f.processAddress4 === facts.processAddress4 &&

@@ -3,7 +3,7 @@
  * uninstalled. Topology: test/swarm/bed with one node. Prints what was seen as JSON; ./ipvs.test.ts judges it.
  * argv: directory of compiled objects.
  */
-import { cpSync } from 'node:fs';
+import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beeline } from '../support/beeline.js';
@@ -56,6 +56,7 @@ async function main(): Promise<object> {
 			'Docker’s mesh to answer',
 			async () => {
 				const r = await load(8);
+				seen.last = short(r);
 				return r.ok === 8 && Object.keys(r.backends).length === 2;
 			},
 			120_000,
@@ -114,7 +115,17 @@ async function main(): Promise<object> {
 		seen.client = swarm.client;
 		return seen;
 	} catch (e) {
-		throw new Error(`${(e as Error).message}\n${JSON.stringify(seen)}\n${swarm.output(1)}`, { cause: e });
+		const look = swarm.exec(
+			1,
+			[
+				'sh',
+				'-c',
+				'uname -r; iptables-save -t nat; ls /run/docker/netns; for n in /run/docker/netns/*; do echo "== $n"; nsenter --net=$n sh -c "ip -br addr; cat /proc/net/ip_vs; iptables-save; sysctl net.ipv4.ip_forward net.ipv4.vs.conntrack"; done; docker service ps --no-trunc web',
+			],
+			true,
+		).stdout;
+		const log = readFileSync(join(swarm.directory, 'node1/dockerd.log'), 'utf8').slice(-6000);
+		throw new Error(`${(e as Error).message}\n${JSON.stringify(seen)}\n${swarm.output(1)}\n${look}\n${log}`);
 	} finally {
 		swarm.close();
 	}
