@@ -10,7 +10,7 @@ export function version(): string {
 	return (JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }).version;
 }
 
-/** C sources, and objects that were compiled beforehand (`npm run objects`), where they exist. */
+/** C sources, and objects that were compiled beforehand (`node docker/objects.mjs`), where they exist. */
 export function sources(): { bpfDir?: string; objectDir?: string; cacheDir: string } {
 	const bpfDir = join(ROOT, 'bpf');
 	const objectDir = join(ROOT, 'dist', 'bpf');

@@ -3,7 +3,7 @@
  * uninstalled. Topology: test/swarm/bed with one node. Prints what was seen as JSON; ./ipvs.test.ts judges it.
  * argv: directory of compiled objects.
  */
-import { cpSync, readFileSync } from 'node:fs';
+import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beeline } from '../support/beeline.js';
@@ -44,6 +44,8 @@ async function main(): Promise<object> {
 	if (missing !== undefined) throw new Error(missing);
 	// Of the guest alone: it goes with the machine.
 	cpSync(process.argv[2], join(root, 'dist/bpf'), { recursive: true });
+	// A new namespace takes this from the machine's first, and Docker's own (ingress_sbox) must forward what IPVS answers.
+	writeFileSync('/proc/sys/net/ipv4/ip_forward', '1');
 	const seen: Record<string, unknown> = {};
 	const swarm = Swarm.up(1);
 	try {

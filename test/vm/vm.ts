@@ -5,7 +5,7 @@ import { buildObjects } from '../../src/loader/datapath.js';
 import type { Result } from '../support/netns.js';
 import { compileTools, root } from '../support/tools.js';
 
-const script = join(root, 'test/vm/run');
+export const script = join(root, 'test/vm/run');
 
 export type Series = '6.1' | '6.12';
 
