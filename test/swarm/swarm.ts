@@ -19,7 +19,7 @@ import { IpcChild } from '../support/ipc.js';
 import { type LoadReport, mountBpffs, type Result, type UdpReport } from '../support/netns.js';
 import { hasTool } from '../support/skip.js';
 import { root, tool } from '../support/tools.js';
-import { waitFor } from '../support/wait.js';
+import { slowness, waitFor } from '../support/wait.js';
 
 const subnet = '192.168.79';
 
@@ -78,7 +78,7 @@ export class Swarm {
 		return execFileSync(join(root, 'test/swarm/bed'), args, {
 			env: { ...process.env, ...this.#env(), ...env },
 			encoding: 'utf8',
-			timeout,
+			timeout: timeout * slowness,
 			stdio: ['ignore', 'pipe', 'inherit'],
 		});
 	}
@@ -103,7 +103,7 @@ export class Swarm {
 		return execFileSync('docker', args, {
 			env: { ...process.env, DOCKER_HOST: `unix://${this.directory}/node${node}/run/docker.sock` },
 			encoding: 'utf8',
-			timeout: 60_000,
+			timeout: 60_000 * slowness,
 			stdio: ['ignore', 'pipe', 'pipe'],
 		}).trim();
 	}
@@ -113,7 +113,7 @@ export class Swarm {
 		const r = spawnSync(join(root, 'test/swarm/bed'), ['exec', String(where), ...command], {
 			env: { ...process.env, ...this.#env() },
 			encoding: 'utf8',
-			timeout: 60_000,
+			timeout: 60_000 * slowness,
 		});
 		const result = { code: r.status ?? -1, stdout: r.stdout ?? '', stderr: r.stderr ?? '' };
 		if (result.code !== 0 && !mayFail)
@@ -216,7 +216,7 @@ export class Swarm {
 		if (a === undefined) return;
 		this.agents.delete(node);
 		this.exec(node, ['sh', '-c', `kill -${signal.slice(3)} $(cat /run/agent.pid)`]);
-		await waitFor(`the agent of node${node} to end`, () => a.ended, 15_000);
+		await waitFor(`the agent of node${node} to end`, () => a.ended, 60_000);
 	}
 
 	#request(node: number, path: string): Promise<{ status: number; text: string }> {
@@ -226,7 +226,7 @@ export class Swarm {
 					socketPath: join(this.directory, `node${node}/run/beeline/beeline.sock`),
 					path,
 					headers: { host: 'localhost' },
-					timeout: 5000,
+					timeout: 5000 * slowness,
 				},
 				(answer) => {
 					let text = '';

@@ -69,7 +69,7 @@ async function main(): Promise<object> {
 		say('Docker’s mesh serves');
 
 		const open = async (n: number, ...more: (string | number)[]) => {
-			const l = swarm.startLoad(['-n', n, '-c', n, '-k', 0, '-i', 300, '-t', 30_000, ...more, ...swarm.targets(8080)]);
+			const l = swarm.startLoad(['-n', n, '-c', n, '-k', 0, '-i', 1000, '-t', 60_000, ...more, ...swarm.targets(8080)]);
 			const report = l.report();
 			await l.ready();
 			return { stop: l.stop, report };
@@ -77,29 +77,33 @@ async function main(): Promise<object> {
 		const old = await open(20);
 		say('20 connections are open through it');
 
-		await swarm.start(1, { datapath: { staleAfter: '15s' } }, 180_000);
-		await swarm.serving('web', 2, 120_000);
+		await swarm.start(1, { datapath: { staleAfter: '30s' } }, 180_000);
+		await swarm.serving('web', 2, 60_000);
 		say('the agent is ready');
 		seen.attached = /xdp/.test(swarm.exec(1, ['ip', 'link', 'show', 'eth0']).stdout);
 		seen.installed = short(await load(20));
 
 		await swarm.stopAgent(1, 'SIGKILL');
 		seen.dead = short(await load(20));
-		await sleep(20_000);
+		await sleep(40_000);
 		say('no agent for longer than staleAfter');
 		seen.stale = short(await load(20));
-		await swarm.start(1, { datapath: { staleAfter: '15s' } }, 180_000);
+		await swarm.start(1, { datapath: { staleAfter: '30s' } }, 180_000);
+		await swarm.serving('web', 2, 60_000);
 		seen.back = short(await load(20));
 		say('the agent is back');
 
 		// Connections that Beeline made: these end within the wait, and none of them may be cut.
 		const made = await open(10);
 		await swarm.stopAgent(1);
-		const leaving = swarm.background(1, [beeline, 'detach', '--wait', '45s']);
+		const leaving = swarm.background(1, [beeline, 'detach', '--wait', '120s']);
 		await waitFor(
 			'new connections to go to Docker’s mesh again',
-			async () => !Object.keys((await load(2)).clients).includes(swarm.client),
-			60_000,
+			async () => {
+				const r = await load(2);
+				return r.ok === 2 && !(swarm.client in r.clients);
+			},
+			120_000,
 			500,
 		);
 		say('leaving: new connections go to Docker’s mesh');

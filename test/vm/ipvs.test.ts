@@ -46,7 +46,7 @@ else {
 			{
 				series: '6.12',
 				modules: ['ip_vs', 'ip_vs_rr', 'xt_ipvs', 'br_netfilter', 'veth', 'bridge', 'vxlan', 'overlay'],
-				limitSeconds: 1500,
+				limitSeconds: 1700,
 				memoryMiB: 3072,
 			},
 			'ipvs-guest.js',

@@ -44,7 +44,11 @@ export function runInGuest(
 			join(root, 'dist/test/vm', program),
 			...args,
 		],
-		{ cwd: root, stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, BEELINE_NO_BUILD: '1', NO_COLOR: '1' } },
+		{
+			cwd: root,
+			stdio: ['ignore', 'pipe', 'pipe'],
+			env: { ...process.env, BEELINE_NO_BUILD: '1', BEELINE_SLOWNESS: '6', NO_COLOR: '1' },
+		},
 	);
 	let stdout = '';
 	let stderr = '';
