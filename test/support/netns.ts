@@ -538,6 +538,8 @@ export interface LoadReport {
 		readonly backend: string;
 		readonly last: string;
 		readonly requests: number;
+		/** Till connect() was done. */
+		readonly connectMs: number;
 		readonly retransmits: number;
 		readonly failure: string | null;
 	}[];

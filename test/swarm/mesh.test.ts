@@ -227,10 +227,15 @@ scenario(
 			// Those that the task had are cut; those that began before it died, and up to 200 ms later, may be refused.
 			const late = rows.filter((x) => x.atMs > diedMs + 200);
 			assert.ok(late.length > 300, `${late.length} connections began later`);
+			// A SYN is sent again after 1 s. Data may be sent again on a busy machine, where an answer takes 200 ms.
 			assert.equal(
-				late.filter((x) => x.failure !== null || x.retransmits > 0),
+				late.filter((x) => x.failure !== null || x.connectMs >= 900).map((x) => ({ ...x, atMs: x.atMs - diedMs })),
 				[],
 				`failures at ${failed.map((ms) => ms.toFixed(0)).join()} ms after it died`,
+			);
+			const again = late.filter((x) => x.retransmits > 0).map((x) => `${x.atMs - diedMs}+${x.connectMs}`);
+			console.log(
+				`killed container: ${late.length} later connections, ${again.length} with a retransmit (${again.join()})`,
 			);
 			await swarm.serving('web', 8);
 		});

@@ -40,7 +40,7 @@ struct connection {
 	int backend;
 };
 
-struct row { int port, target, backend, last, retransmits; uint64_t requests, began_us; const char *failure; };
+struct row { int port, target, backend, last, retransmits, connect_ms; uint64_t requests, began_us; const char *failure; };
 
 static int total = 1, concurrency = 100, pause_ms, rate, duration_ms, timeout_ms = 10000, source_port, verbose;
 static long per_connection = 1;
@@ -259,6 +259,8 @@ static void advance(struct connection *c, uint64_t now, uint64_t end)
 			finish(c, kind(error, "connect"));
 			return;
 		}
+		if (verbose && c->number < row_count)
+			rows[c->number].connect_ms = (now - c->began_us) / 1000;
 		compose(c, now);
 	}
 	if (c->state == PAUSED) {
@@ -498,12 +500,12 @@ int main(int argc, char **argv)
 		for (int i = 0; i < started && i < row_count; i++) {
 			char text[64];
 
-			printf("%s{\"atMs\":%llu,\"port\":%d,\"target\":\"%s\",\"backend\":\"%s\",\"last\":\"%s\",\"requests\":%llu,\"retransmits\":%d,\"failure\":%s%s%s}",
+			printf("%s{\"atMs\":%llu,\"port\":%d,\"target\":\"%s\",\"backend\":\"%s\",\"last\":\"%s\",\"requests\":%llu,\"connectMs\":%d,\"retransmits\":%d,\"failure\":%s%s%s}",
 			       i ? "," : "", (unsigned long long)(rows[i].began_us - start) / 1000, rows[i].port,
 			       address_text(&targets[rows[i].target], text, sizeof(text)),
 			       rows[i].requests ? backends.rows[rows[i].backend].name : "",
 			       rows[i].requests ? backends.rows[rows[i].last].name : "", (unsigned long long)rows[i].requests,
-			       rows[i].retransmits, rows[i].failure ? "\"" : "", rows[i].failure ? rows[i].failure : "null", rows[i].failure ? "\"" : "");
+			       rows[i].connect_ms, rows[i].retransmits, rows[i].failure ? "\"" : "", rows[i].failure ? rows[i].failure : "null", rows[i].failure ? "\"" : "");
 		}
 		printf("]");
 	}
