@@ -4,6 +4,7 @@ import type { ServiceUpdate } from './cli/change.js';
 import type { Client } from './cli/client.js';
 import type { AttachOptions, CreateOptions } from './cli/network.js';
 import type { Format } from './cli/output.js';
+import { version } from './cli/places.js';
 
 interface Global {
 	readonly agent?: string;
@@ -27,6 +28,7 @@ function replicas(text: string): number {
 function program(): Command {
 	const root = new Command('beeline')
 		.description('Routing mesh and overlay network for Docker Swarm and bare metal, in eBPF')
+		.version(version(), '-V, --version', 'the version of this installation')
 		.configureHelp({ sortSubcommands: false, showGlobalOptions: true })
 		.showSuggestionAfterError(true)
 		.exitOverride()

@@ -22,10 +22,11 @@ interface Outcome {
 	readonly problem?: string;
 }
 
-const alone = /(^|\/)(datapath|loader|netns|swarm|bench|libbpf-ts|bpf-loader)\//;
+const alone = /(^|\/)(datapath|loader|netns|swarm|vm|bench|libbpf-ts|bpf-loader)\//;
 const limitsMs: readonly (readonly [RegExp, number])[] = [
 	[/\/netns\//, 300_000],
 	[/\/swarm\//, 600_000],
+	[/\/vm\//, 2_400_000],
 	[/./, 180_000],
 ];
 

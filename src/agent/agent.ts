@@ -78,7 +78,7 @@ export interface Agent {
 	reload(cause: string): void;
 	/** Resolves when the first complete apply has happened. @throws what made it impossible */
 	readonly ready: Promise<void>;
-	/** This node is drained or no longer in the membership. */
+	/** This node is no longer in the membership, or is drained and the kernel's own mesh answers in its stead. */
 	readonly leaving: boolean;
 	/** Leaves the datapath as it is and closes. */
 	close(): Promise<void>;
@@ -1112,7 +1112,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			},
 			get leaving() {
 				const self = membership.nodes.find((n) => n.name === config.node.name);
-				return self === undefined || self.drained;
+				if (self === undefined) return true;
+				if (!self.drained) return false;
+				// Clients still dial a drained node. Where nobody else answers them the tables serve on.
+				const { publishedPorts, facts } = local ?? { publishedPorts: new Set<number>(), facts: undefined };
+				const kernel = new Set([...(facts?.kernelPorts ?? [])].map((k) => k & 0xffff));
+				const alone = [...publishedPorts].filter((p) => !kernel.has(p));
+				if (alone.length > 0)
+					log.warn(
+						`this node is drained, but the kernel's own mesh does not answer ${alone.slice(0, 8).join(', ')}: the datapath stays (beeline detach removes it)`,
+					);
+				return alone.length === 0;
 			},
 			reload(cause) {
 				locals.rereadFirewall();

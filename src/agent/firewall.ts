@@ -20,6 +20,8 @@ export interface Firewall {
 	readonly filter: readonly PortRule[];
 	/** Some traffic gets this node's address as source, and with it a port of this node's. */
 	readonly masquerade: boolean;
+	/** Every tool that is there has answered: a rule that is missing is gone. */
+	readonly complete?: boolean;
 }
 
 type Json = { readonly [key: string]: unknown };
@@ -170,19 +172,24 @@ const NOTHING: Firewall = { dnat: [], filter: [], masquerade: false };
 
 /** Reads what there is; a tool that is not installed has no rules. */
 export async function readFirewall(run: Run): Promise<Firewall> {
+	let complete = true;
+	const failed = (e: unknown): Firewall => {
+		if ((e as { code?: string }).code !== 'NO_COMMAND') complete = false;
+		return NOTHING;
+	};
 	const all: Firewall[] = await Promise.all([
-		run('nft', ['-j', 'list', 'ruleset']).then(parseNft, () => NOTHING),
+		run('nft', ['-j', 'list', 'ruleset']).then(parseNft).catch(failed),
 		...['iptables', 'ip6tables'].map((n) =>
-			run(`${n}-save`, []).then(
-				(t) => parseIptables(n, t),
-				() => NOTHING,
-			),
+			run(`${n}-save`, [])
+				.then((t) => parseIptables(n, t))
+				.catch(failed),
 		),
 	]);
 	return {
 		dnat: all.flatMap((f) => f.dnat),
 		filter: all.flatMap((f) => f.filter),
 		masquerade: all.some((f) => f.masquerade),
+		complete,
 	};
 }
 

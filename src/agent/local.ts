@@ -74,13 +74,16 @@ export interface LocalState {
 	rereadFirewall(): void;
 }
 
+/** Rules of the node are read again after so long: Docker's for a port come later than the port. */
+const FIREWALL_MS = 20_000;
+
 export interface LocalDeps {
 	readonly run: Run;
 	readonly netnsCookie: bigint;
 	readonly mark: number;
 	/** `tcp/8080` that are served already, by the maps that an earlier agent left. */
 	readonly served: ReadonlySet<string>;
-	/** `tcp/8080` that the kernel's own mesh served, by the state file. */
+	/** `tcp/8080` that the kernel's own mesh answers, by the state file. */
 	readonly kernelPorts: readonly string[];
 	/** That an earlier agent asked for. */
 	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
@@ -174,8 +177,10 @@ export function createLocal(deps: LocalDeps): LocalState {
 	let old: LocalFacts | undefined;
 	let firewall: Firewall | undefined;
 	let firewallFor = '';
+	let firewallAt = Number.NEGATIVE_INFINITY;
 	const served = new Set(deps.served);
 	const kernelPorts = new Set(deps.kernelPorts);
+	const joinedPorts = new Set<string>();
 	const managed = new Map(deps.neighbours.map((n) => [`${n.device} ${n.address}`, n]));
 	/** Last MAC of each neighbour that matters, by `device address`. */
 	const macs = new Map<string, string>();
@@ -395,9 +400,14 @@ export function createLocal(deps: LocalDeps): LocalState {
 
 			const ports = published.map((p) => portName(p.protocol, p.port));
 			const signature = [...ports].sort().join();
-			if (firewall === undefined || signature !== firewallFor) {
+			if (
+				firewall === undefined ||
+				signature !== firewallFor ||
+				(ports.length > 0 && performance.now() - firewallAt > FIREWALL_MS)
+			) {
 				firewall = await readFirewall(run);
 				firewallFor = signature;
+				firewallAt = performance.now();
 			}
 			const rules = firewall;
 			const portRules: PortRules = {
@@ -412,15 +422,28 @@ export function createLocal(deps: LocalDeps): LocalState {
 			for (const c of contestedPorts(published, portRules))
 				warnings.push(`${c.key} of ${c.service} is served all the same, for it was before: ${c.reason}`);
 			const refusedKeys = new Set(refusedPorts.map((r) => r.key));
+			// Docker writes such a rule only where it could set up what answers behind it: on a kernel without IPVS there is none.
+			const answered = new Set(
+				published
+					.filter((p) => rules.dnat.some((r) => covers(r, p.protocol, p.port)))
+					.map((p) => portName(p.protocol, p.port)),
+			);
 			for (const p of published) {
 				const name = portName(p.protocol, p.port);
 				if (refusedKeys.has(name) || served.has(name)) continue;
 				served.add(name);
-				if (rules.dnat.some((r) => covers(r, p.protocol, p.port))) kernelPorts.add(name);
+				if (answered.has(name)) joinedPorts.add(name);
 			}
+			// Docker's rule for a port may come after the port, and go before it.
+			for (const name of answered) if (served.has(name)) kernelPorts.add(name);
+			if (rules.complete === true) for (const name of ports) if (!answered.has(name)) kernelPorts.delete(name);
 			// A port that is not published any more is forgotten only when nothing of it is left: kernelPorts says where it
 			// goes back to, and costs nothing.
-			for (const name of served) if (!ports.includes(name)) served.delete(name);
+			for (const name of served)
+				if (!ports.includes(name)) {
+					served.delete(name);
+					joinedPorts.delete(name);
+				}
 
 			for (const u of chosen.uplinks) {
 				const strict = [
@@ -458,6 +481,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 				standInPorts: portsBeside(range),
 				localPorts: keep(old?.localPorts, localPorts),
 				kernelPorts: keep(old?.kernelPorts, new Set([...kernelPorts].map(keyOf))),
+				joinedPorts: keep(old?.joinedPorts, new Set([...joinedPorts].map(keyOf))),
 				refusedPorts: keep(old?.refusedPorts, new Map(refusedPorts.map((r) => [keyOf(r.key), r.reason]))),
 			};
 			old = next;

@@ -14,7 +14,7 @@ export interface AgentState {
 	readonly neighbours: readonly { readonly device: string; readonly address: string }[];
 	/** Offloads that were turned off, by device. */
 	readonly offloads: readonly { readonly device: string; readonly feature: string }[];
-	/** `tcp/8080` that the kernel's own mesh served when they were attached. */
+	/** `tcp/8080` that the kernel's own mesh answers. */
 	readonly kernelPorts: readonly string[];
 	/** Endpoints on overlay networks, and their legs on the gateway's bridge. */
 	readonly overlay: OverlayState;

@@ -33,7 +33,11 @@ export type FromManager =
 	| ({ readonly t: 'full'; readonly membership: Membership } & Position)
 	| ({ readonly t: 'delta' } & Delta)
 	| ({ readonly t: 'same' } & Position)
-	| { readonly t: 'ping' };
+	/**
+	 * `at`: what a follower should have by now, lines come in order. `ageMs`: since the manager last listed the swarm. Both are
+	 * absent where it never did, and from agents of 0.1.0.
+	 */
+	| { readonly t: 'ping'; readonly at?: Position; readonly ageMs?: number };
 
 /** What turns `before` into `after`; parts that are the same objects are the same. */
 export function deltaOf(epoch: string, from: number, before: Membership, after: Membership): Delta {
@@ -95,7 +99,14 @@ export function isMembership(x: unknown): x is Membership {
 export function parseFromManager(line: string): FromManager | undefined {
 	const m = parse(line);
 	if (m === undefined) return undefined;
-	if (m.t === 'ping') return { t: 'ping' };
+	if (m.t === 'ping')
+		return {
+			t: 'ping',
+			...(isJson(m.at) && typeof m.at.epoch === 'string' && isCount(m.at.version)
+				? { at: { epoch: m.at.epoch, version: m.at.version } }
+				: {}),
+			...(isCount(m.ageMs) ? { ageMs: m.ageMs } : {}),
+		};
 	if (typeof m.epoch !== 'string' || !isCount(m.version)) return undefined;
 	if (m.t === 'same') return m as unknown as FromManager;
 	if (m.t === 'full') return isMembership(m.membership) ? (m as unknown as FromManager) : undefined;

@@ -34,6 +34,8 @@ export interface StreamDeps {
 	/** Shorter in tests, ms. */
 	readonly pingMs?: number;
 	readonly backoffMs?: readonly number[];
+	readonly staleMs?: number;
+	readonly answerMs?: number;
 }
 
 /** A connection that says nothing for three of them is dead. */
@@ -52,6 +54,8 @@ const SERVE_RETRY_MS = 5000;
 /** Between following a manager and its first word. */
 const ANSWER_MS = 3000;
 const CREDENTIALS_MS = 10_000;
+/** A manager that has not listed the swarm for so long is left for one that has. The slowest lists come each 30 s. */
+const STALE_MS = 60_000;
 
 interface Follower {
 	readonly socket: TLSSocket;
@@ -68,6 +72,8 @@ interface Link {
 	tries: number;
 	timer: NodeJS.Timeout | undefined;
 	heardAt: number;
+	/** When this manager listed the swarm last, by our clock; undefined where it does not say. */
+	listedAt: number | undefined;
 	problem: string | undefined;
 	closed: boolean;
 }
@@ -76,6 +82,8 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 	const port = deps.port ?? STREAM_PORT;
 	const pingMs = deps.pingMs ?? PING_MS;
 	const backoff = deps.backoffMs ?? BACKOFF_MS;
+	const staleMs = deps.staleMs ?? STALE_MS;
+	const answerMs = deps.answerMs ?? ANSWER_MS;
 	const credentials = createCredentials(deps.tokenFile);
 	const epoch = randomBytes(8).toString('hex');
 	let info: SwarmInfo | undefined;
@@ -112,6 +120,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 	let serveTimer: NodeJS.Timeout | undefined;
 	const followers = new Set<Follower>();
 	let published: Membership | undefined;
+	let publishedAt = 0;
 	let version = 0;
 	let history: { readonly from: number; readonly line: string }[] = [];
 	let historyBytes = 0;
@@ -297,6 +306,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 	let chosen: Link | undefined;
 	let received: { readonly at: Position; readonly membership: Membership } | undefined;
 	let answerTimer: NodeJS.Timeout | undefined;
+	let askedAt = 0;
 	let mute: string | undefined;
 	let report: { readonly tasks: ReadonlyMap<string, TaskReport>; readonly look: boolean } | undefined;
 
@@ -306,6 +316,33 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 	const sendReport = (l: Link, look: boolean): void => {
 		if (report !== undefined) send(l, { t: 'report', tasks: Object.fromEntries(report.tasks), look });
 	};
+
+	/** Asks the manager that is followed for what is new, or for the whole. */
+	function ask(l: Link): void {
+		askedAt = now();
+		send(l, { t: 'follow', ...(received === undefined ? {} : { at: received.at }) });
+	}
+
+	const isStale = (l: Link): boolean => l.listedAt !== undefined && now() - l.listedAt > staleMs;
+
+	/** What a ping says: lost words are asked for again, and a manager whose own lists fail is left for another. */
+	function pinged(l: Link, at: Position | undefined, ageMs: number | undefined): void {
+		l.listedAt = ageMs === undefined ? undefined : now() - ageMs;
+		if (l !== chosen) return;
+		if (isStale(l) && [...links.values()].some((o) => o.up && o.listedAt !== undefined && !isStale(o))) {
+			deps.log(
+				'warn',
+				`manager ${l.id} at ${l.host} has not listed the swarm for ${ageMs} ms: another one is followed`,
+			);
+			send(l, { t: 'unfollow' });
+			chosen = undefined;
+			choose();
+			return;
+		}
+		const behind = at !== undefined && (received?.at.epoch !== at.epoch || received.at.version !== at.version);
+		// What was asked for may be on its way.
+		if (behind && now() - askedAt > answerMs) ask(l);
+	}
 
 	/** A worker follows one manager; a manager none. */
 	function choose(): void {
@@ -317,7 +354,8 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 		if (!wanted || chosen !== undefined) return;
 		const all = [...links.values()].filter((l) => l.up);
 		const others = all.filter((l) => l.id !== mute);
-		const up = others.length > 0 ? others : all;
+		const fresh = others.filter((l) => !isStale(l));
+		const up = fresh.length > 0 ? fresh : others.length > 0 ? others : all;
 		if (up.length === 0) return;
 		// Workers spread over the managers by chance.
 		const next = up[Math.floor(Math.random() * up.length)];
@@ -330,15 +368,19 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			send(next, { t: 'unfollow' });
 			chosen = undefined;
 			choose();
-		}, ANSWER_MS);
+		}, answerMs);
 		answerTimer.unref();
-		send(next, { t: 'follow', ...(received === undefined ? {} : { at: received.at }) });
+		ask(next);
 	}
 
 	function take(l: Link, line: string): string | undefined {
 		const m = parseFromManager(line);
 		if (m === undefined) return 'it sends what is no message';
-		if (m.t === 'ping' || l !== chosen) return undefined;
+		if (m.t === 'ping') {
+			pinged(l, m.at, m.ageMs);
+			return undefined;
+		}
+		if (l !== chosen) return undefined;
 		clearTimeout(answerTimer);
 		mute = undefined;
 		if (m.t === 'same') {
@@ -348,9 +390,11 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 		const at: Position = { epoch: m.epoch, version: m.version };
 		if (m.t === 'full') received = { at, membership: shareMembership(received?.membership, m.membership) };
 		else {
+			// Asked for twice.
+			if (received?.at.epoch === m.epoch && received.at.version >= m.version) return undefined;
 			if (received?.at.epoch !== m.epoch || received.at.version !== m.from) {
 				received = undefined;
-				send(l, { t: 'follow' });
+				ask(l);
 				return undefined;
 			}
 			received = { at, membership: applyDelta(received.membership, m) };
@@ -409,6 +453,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			l.up = true;
 			l.tries = 0;
 			l.heardAt = now();
+			l.listedAt = undefined;
 			problem(`manager ${l.id}`, undefined);
 			send(l, { t: 'hello', protocol: PROTOCOL, node: self });
 			sendReport(l, false);
@@ -466,6 +511,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 				tries: 0,
 				timer: undefined,
 				heardAt: now(),
+				listedAt: undefined,
 				problem: undefined,
 				closed: false,
 			};
@@ -477,9 +523,15 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 
 	const pinger = setInterval(() => {
 		const dead = now() - pingMs * 3;
+		const ping = JSON.stringify({
+			t: 'ping',
+			...(published === undefined
+				? {}
+				: { at: { epoch, version }, ageMs: Math.max(0, Math.round(now() - publishedAt)) }),
+		} satisfies FromManager);
 		for (const f of followers) {
 			if (f.heardAt < dead) f.socket.destroy();
-			else write(f, '{"t":"ping"}');
+			else write(f, ping);
 		}
 		for (const l of links.values()) {
 			if (!l.up) continue;
@@ -496,10 +548,11 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			if (before?.manager !== next.manager || before.nodeAddress !== next.nodeAddress) serve();
 			relink();
 		},
-		publish(m) {
+		publish(m, listed) {
 			if (closed) return;
 			const before = published;
 			const next = shareMembership(before, m);
+			if (listed) publishedAt = now();
 			if (before === undefined) {
 				published = next;
 				version = 1;

@@ -1,5 +1,5 @@
 /** Where this installation keeps its parts. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -10,13 +10,22 @@ export function version(): string {
 	return (JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }).version;
 }
 
-/** C sources, and objects that were compiled beforehand (`npm run objects`), where they exist. */
+/** Whether sources were changed (a checkout was upgraded) after the objects were written. */
+function isOlder(manifest: string, bpfDir: string): boolean {
+	const written = statSync(manifest, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+	return readdirSync(bpfDir).some((f) => /\.[ch]$/.test(f) && statSync(join(bpfDir, f)).mtimeMs > written);
+}
+
+/** C sources, and objects that were compiled beforehand (`node docker/objects.mjs`), where they exist. */
 export function sources(): { bpfDir?: string; objectDir?: string; cacheDir: string } {
 	const bpfDir = join(ROOT, 'bpf');
 	const objectDir = join(ROOT, 'dist', 'bpf');
+	const haveSources = existsSync(join(bpfDir, 'mesh.h'));
 	return {
-		...(existsSync(join(bpfDir, 'mesh.h')) ? { bpfDir } : {}),
-		...(existsSync(objectDir) ? { objectDir } : {}),
+		...(haveSources ? { bpfDir } : {}),
+		...(existsSync(objectDir) && !(haveSources && isOlder(join(objectDir, 'manifest.json'), bpfDir))
+			? { objectDir }
+			: {}),
 		cacheDir: process.env.BEELINE_CACHE || '/var/cache/beeline',
 	};
 }

@@ -107,8 +107,10 @@ export interface LocalFacts {
 	readonly processAddress6?: string;
 	/** Inclusive: `ip_local_port_range`, and what masquerade uses. */
 	readonly localPorts: readonly (readonly [number, number])[];
-	/** Port keys that the kernel's own mesh served when the agent attached. */
+	/** Port keys that the kernel's own mesh answers too: it gets new flows when the agent is stale or leaves. */
 	readonly kernelPorts: ReadonlySet<number>;
+	/** Those that it answered when this agent took them: flows may be open there. Default: kernelPorts. */
+	readonly joinedPorts?: ReadonlySet<number>;
 	/** Port keys that must not be published here, and why. */
 	readonly refusedPorts: ReadonlyMap<number, string>;
 	/** Endpoints of this node on overlay networks. */
@@ -328,18 +330,23 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 	const undeliverable = new Map<string, string>();
 	const refused: { port: number; protocol: Protocol; reason: string }[] = [];
 
-	const published = s.frontends.filter((f) => {
-		const key = portKey(f.protocol, f.published);
+	const published = s.frontends.filter(
 		// Only where someone else answers does a port leave slowly; elsewhere there is nobody to leave it to.
-		if (f.leaving) return facts.kernelPorts.has(key) && !c.servedBy.has(key);
-		const reason = facts.refusedPorts.get(key);
+		(f) => {
+			const key = portKey(f.protocol, f.published);
+			return !f.leaving || (facts.kernelPorts.has(key) && !c.servedBy.has(key));
+		},
+	);
+	const specs = published.map((f) => {
+		// Clients do not dial a refused port on this node, but its tasks here get what other nodes send them.
+		const reason = f.leaving ? undefined : facts.refusedPorts.get(portKey(f.protocol, f.published));
 		if (reason !== undefined) refused.push({ port: f.published, protocol: f.protocol, reason });
-		return reason === undefined;
+		return {
+			frontend: f,
+			index: acquireFrontend(ids, f.key, `${f.protocol}/${f.published}`, options.addresses, nowMs).index,
+			refused: reason !== undefined,
+		};
 	});
-	const specs = published.map((f) => ({
-		frontend: f,
-		index: acquireFrontend(ids, f.key, `${f.protocol}/${f.published}`, options.addresses, nowMs).index,
-	}));
 
 	const served: MeshBackend[] = [];
 	const numbers: number[] = [];
@@ -403,7 +410,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 	const exactPorts: number[] = [];
 	const acl = specs[0]?.index ?? 0;
 	const windowNs = BigInt(options.trackingWindowMs) * NS;
-	for (const { frontend: f, index } of specs) {
+	for (const { frontend: f, index, refused: notHere } of specs) {
 		const key = portKey(f.protocol, f.published);
 		const was: Tables = ids.tables.get(index) ?? { four: false, six: 'none' };
 		const same = sameTable(f);
@@ -434,7 +441,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 				size,
 				windowNs,
 				members: columns(members, ids),
-				fromKernel: kernel,
+				fromKernel: (facts.joinedPorts ?? facts.kernelPorts).has(key),
 				toKernel: f.leaving,
 			});
 		};
@@ -461,6 +468,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 			table4,
 			table6,
 		});
+		if (notHere) continue;
 		if (options.addresses.length === 0) ports.push([key, index]);
 		else {
 			exactPorts.push(key);
@@ -496,6 +504,7 @@ function sameForServices(a: Entries, mesh: Mesh, facts: LocalFacts, options: Dat
 		f.endpoints === facts.endpoints &&
 		f.gateways === facts.gateways &&
 		f.kernelPorts === facts.kernelPorts &&
+		f.joinedPorts === facts.joinedPorts &&
 		f.refusedPorts === facts.refusedPorts &&
 		f.vtep === facts.vtep &&
 		f.processAddress4 === facts.processAddress4 &&

@@ -1,9 +1,10 @@
 /** The stream between agents: TLS with certificates like Swarm's, on loopback. */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { connect as connectTcp, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { connect } from 'node:tls';
+import { connect, createServer as createTlsServer } from 'node:tls';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { openStream } from '../../src/agent/stream.js';
@@ -80,7 +81,11 @@ interface Peer {
 }
 const peers = new Set<Peer>();
 
-function open(certificates: string | undefined, port: number, more: { tokenFile?: string } = {}): Peer {
+function open(
+	certificates: string | undefined,
+	port: number,
+	more: { tokenFile?: string; staleMs?: number; answerMs?: number } = {},
+): Peer {
 	const memberships: Membership[] = [];
 	const reports: Peer['reports'] = [];
 	const logged: string[] = [];
@@ -105,6 +110,46 @@ function open(certificates: string | undefined, port: number, more: { tokenFile?
 async function closeAll(): Promise<void> {
 	for (const p of peers) await p.feed.close();
 	peers.clear();
+}
+
+/** A wire between a worker and a manager's agent that can go dead without a word, or drop what the manager says. */
+async function wire(from: string, to: string, port: number): Promise<{ cut(): void; mend(): void; close(): void }> {
+	let dead = false;
+	const sockets = new Set<Socket>();
+	const server = createServer((near) => {
+		// What is connected while the wire is dead is accepted by nobody's agent, as by one that hangs.
+		const far = connectTcp({ host: to, port });
+		const held = dead;
+		for (const [a, b] of [
+			[near, far],
+			[far, near],
+		]) {
+			sockets.add(a);
+			a.on('data', (data) => {
+				if (!held && !dead && !b.destroyed) b.write(data);
+			});
+			a.on('error', () => undefined);
+			a.on('close', () => {
+				sockets.delete(a);
+				if (!dead) b.destroy();
+			});
+		}
+	});
+	await new Promise<void>((resolve) => server.listen({ host: from, port }, resolve));
+	return {
+		cut() {
+			dead = true;
+		},
+		// Connections from before stay dead: both ends think that they stand.
+		mend() {
+			for (const s of sockets) s.removeAllListeners('data').resume();
+			dead = false;
+		},
+		close() {
+			for (const s of sockets) s.destroy();
+			server.close();
+		},
+	};
 }
 
 const info = (
@@ -142,12 +187,12 @@ test('a worker gets the membership, then what changes, and what befell its conta
 	const port = nextPort++;
 	const m = open(makeNode('m1', 'manager'), port);
 	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-	m.feed.publish(membership('a', 'b'));
+	m.feed.publish(membership('a', 'b'), true);
 	const w = open(makeNode('w1', 'worker'), port);
 	w.feed.report(new Map([['a1', { state: 'down' }]]), true);
 	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 	await waitFor('the whole', () => names(w.memberships.at(-1)) === 'a,b');
-	m.feed.publish(membership('a', 'c'));
+	m.feed.publish(membership('a', 'c'), true);
 	await waitFor('the change', () => names(w.memberships.at(-1)) === 'a,c');
 	assert.is(w.memberships.at(-1)?.services[0], w.memberships[0].services[0], 'what did not change is the same object');
 	await waitFor('the report', () => m.reports.length > 0);
@@ -163,14 +208,14 @@ test('a connection that was lost resumes from the version it had', async () => {
 	const certificates = makeNode('m1', 'manager');
 	const m = open(certificates, port);
 	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-	m.feed.publish(membership('a'));
+	m.feed.publish(membership('a'), true);
 	const w = open(makeNode('w1', 'worker'), port);
 	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 	await waitFor('the whole', () => names(w.memberships.at(-1)) === 'a');
 	// The manager is not named for a moment, as when it is demoted and promoted again.
 	w.feed.update(info('w1', '127.0.0.3', false, []));
-	m.feed.publish(membership('a', 'b'));
-	m.feed.publish(membership('a', 'b', 'c'));
+	m.feed.publish(membership('a', 'b'), true);
+	m.feed.publish(membership('a', 'b', 'c'), true);
 	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 	await waitFor('what was missed', () => names(w.memberships.at(-1)) === 'a,b,c');
 	assert.equal(w.memberships.map(names), ['a', 'a,b', 'a,b,c'], 'two changes, not the whole anew');
@@ -185,7 +230,7 @@ test('a manager that dies is replaced by another; the worker keeps what it had m
 	const all = managers.map(([id, host]) => {
 		const m = open(makeNode(id, 'manager'), port);
 		m.feed.update(info(id, host, true, managers));
-		m.feed.publish(membership('a'));
+		m.feed.publish(membership('a'), true);
 		return m;
 	});
 	const w = open(makeNode('w1', 'worker'), port);
@@ -198,12 +243,121 @@ test('a manager that dies is replaced by another; the worker keeps what it had m
 		await m.feed.close();
 		const name = `after${i}`;
 		if (i === 0) {
-			other.feed.publish(membership('a', name));
+			other.feed.publish(membership('a', name), true);
 			await waitFor('the other’s word', () => names(w.memberships.at(-1)) === `a,${name}`);
 		}
 	}
 	assert.is(names(w.memberships.at(-1)), 'a,after0');
 	await waitFor('it to be said', () => w.feed.problems().some((p) => p.includes('no manager’s agent is followed')));
+});
+
+test('a manager’s agent that is killed and started again, and has nothing to say at first, is followed again', async () => {
+	const port = nextPort++;
+	const certificates = makeNode('m1', 'manager');
+	const first = open(certificates, port);
+	first.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	first.feed.publish(membership('a'), true);
+	const w = open(makeNode('w1', 'worker'), port);
+	w.feed.report(new Map([['a1', { state: 'down' }]]), false);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('the whole', () => names(w.memberships.at(-1)) === 'a');
+	await first.feed.close();
+	await waitFor('it to be missed', () => w.feed.problems().length > 0);
+	// Longer than all the pauses between two attempts.
+	await new Promise((r) => setTimeout(r, 600));
+	const second = open(certificates, port);
+	second.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	await waitFor('the worker to be there', () => second.reports.some((r) => r.node === 'w1'));
+	await new Promise((r) => setTimeout(r, 500));
+	second.feed.publish(membership('b'), true);
+	await waitFor('the whole of another epoch', () => names(w.memberships.at(-1)) === 'b');
+	second.feed.publish(membership('b', 'c'), true);
+	await waitFor('what changes then', () => names(w.memberships.at(-1)) === 'b,c');
+	assert.equal(w.feed.problems(), []);
+});
+
+test('a connection that went dead without a word, and an agent that hangs, are left after three pings', async () => {
+	const port = nextPort++;
+	const m = open(makeNode('m1', 'manager'), port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'), true);
+	const line = await wire('127.0.0.6', '127.0.0.2', port);
+	try {
+		const w = open(makeNode('w1', 'worker'), port);
+		w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.6']]));
+		await waitFor('the whole', () => names(w.memberships.at(-1)) === 'a');
+		line.cut();
+		m.feed.publish(membership('a', 'b'), true);
+		await waitFor('the silence to be noticed', () => w.feed.problems().some((p) => p.includes('it fell silent')));
+		assert.is(names(w.memberships.at(-1)), 'a', 'what was known stays');
+		line.mend();
+		// An attempt that began while the wire was dead ends with the limit of a handshake.
+		await waitFor('what was missed', () => names(w.memberships.at(-1)) === 'a,b', 15_000);
+	} finally {
+		line.close();
+	}
+});
+
+test('words that a manager’s agent lost are asked for again', async () => {
+	const port = nextPort++;
+	const c = readCertificates(makeNode('m1', 'manager'));
+	let follows = 0;
+	// An agent that loses the first change: what it says next, it says of a version that the worker does not have.
+	const server = createTlsServer({ ...c.context, requestCert: true, minVersion: 'TLSv1.3' }, (socket) => {
+		socket.on('error', () => undefined);
+		const say = (m: object) => socket.write(`${JSON.stringify(m)}\n`);
+		const at = () => ({ epoch: 'e', version: follows });
+		const ping = setInterval(() => say({ t: 'ping', at: { epoch: 'e', version: 2 }, ageMs: 0 }), 100);
+		socket.on('close', () => clearInterval(ping));
+		socket.setEncoding('utf8').on('data', (text: string) => {
+			for (const line of text.split('\n'))
+				if (line.includes('"follow"')) {
+					follows++;
+					say({ t: 'full', ...at(), membership: membership(...['a', 'b'].slice(0, follows)) });
+				}
+		});
+	});
+	await new Promise<void>((resolve) => server.listen({ host: '127.0.0.2', port }, resolve));
+	try {
+		const w = open(makeNode('w1', 'worker'), port, { answerMs: 300 });
+		w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+		await waitFor('what was lost', () => names(w.memberships.at(-1)) === 'a,b');
+		await new Promise((r) => setTimeout(r, 500));
+		assert.is(follows, 2, 'and no more than that');
+	} finally {
+		await closeAll();
+		server.close();
+	}
+});
+
+test('a manager that cannot list the swarm any more is left for one that can', async () => {
+	const port = nextPort++;
+	const managers = [
+		['m1', '127.0.0.2'],
+		['m2', '127.0.0.4'],
+	] as const;
+	const all = managers.map(([id, host]) => {
+		const m = open(makeNode(id, 'manager'), port);
+		m.feed.update(info(id, host, true, managers));
+		m.feed.publish(membership('a'), true);
+		return m;
+	});
+	const w = open(makeNode('w1', 'worker'), port, { staleMs: 1000 });
+	w.feed.update(info('w1', '127.0.0.3', false, managers));
+	await waitFor('the whole', () => w.memberships.length > 0);
+	// Whoever it follows: each of them fails once, while the other goes on.
+	for (const [i, failing] of all.entries()) {
+		const other = all[1 - i];
+		const timer = setInterval(() => other.feed.publish(membership('a', `only${i}`), true), 100);
+		// What nodes report is no list.
+		const reports = setInterval(() => failing.feed.publish(membership('a'), false), 100);
+		try {
+			await waitFor('the other’s word', () => names(w.memberships.at(-1)) === `a,only${i}`);
+		} finally {
+			clearInterval(timer);
+			clearInterval(reports);
+		}
+	}
 });
 
 for (const [what, make, reason] of [
@@ -229,7 +383,7 @@ for (const [what, make, reason] of [
 		const port = nextPort++;
 		const m = open(make(), port);
 		m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-		m.feed.publish(membership('a'));
+		m.feed.publish(membership('a'), true);
 		const w = open(makeNode('w1', 'worker'), port);
 		w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 		const found = () => w.logged.filter((l) => new RegExp(reason.replaceAll(/[()]/g, '\\$&')).test(l));
@@ -243,7 +397,7 @@ test('a client under another CA is refused by the manager', async () => {
 	const port = nextPort++;
 	const m = open(makeNode('m1', 'manager'), port);
 	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-	m.feed.publish(membership('a'));
+	m.feed.publish(membership('a'), true);
 	const stranger = makeNode('w1', 'worker', 'otherca');
 	writeFileSync(join(stranger, 'swarm-root-ca.crt'), readFileSync(join(directory, 'ca.crt')));
 	const w = open(stranger, port);
@@ -272,7 +426,7 @@ test('garbage ends the connection and nothing else', async () => {
 	const port = nextPort++;
 	const m = open(makeNode('m1', 'manager'), port);
 	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-	m.feed.publish(membership('a'));
+	m.feed.publish(membership('a'), true);
 	const c = readCertificates(makeNode('w1', 'worker'));
 	await waitFor('the server', () => m.logged.some((l) => l.includes('serving')));
 	const socket = connect({ host: '127.0.0.2', port, ...c.context, checkServerIdentity: () => undefined });
@@ -293,13 +447,13 @@ test('a certificate that is renewed is taken up', async () => {
 	const own = makeNode('w1', 'worker');
 	const m = open(at, port);
 	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-	m.feed.publish(membership('a'));
+	m.feed.publish(membership('a'), true);
 	const w = open(own, port);
 	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 	await waitFor('the whole', () => w.memberships.length > 0);
 	makeNode('w1', 'worker');
 	w.feed.update(info('w1', '127.0.0.3', false, []));
-	m.feed.publish(membership('a', 'b'));
+	m.feed.publish(membership('a', 'b'), true);
 	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 	await waitFor('what came after', () => names(w.memberships.at(-1)) === 'a,b');
 });
@@ -320,7 +474,7 @@ test('with a token instead of certificates: the right one is served, a wrong one
 	writeFileSync(wrong, 'b'.repeat(40));
 	const m = open(undefined, port, { tokenFile: token });
 	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
-	m.feed.publish(membership('a'));
+	m.feed.publish(membership('a'), true);
 	const w = open(undefined, port, { tokenFile: token });
 	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
 	w.feed.report(new Map([['a1', { state: 'down' }]]), false);

@@ -1,6 +1,6 @@
 /** The command as a user runs it, against an agent in memory on a unix socket. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -77,6 +77,11 @@ async function fails(ended: Promise<Ended>, expected: RegExp) {
 	assert.is(stderr.trim().split('\n').length, 1, stderr);
 	assert.match(stderr, expected);
 }
+
+test('--version prints the version, and exits with 0', async () => {
+	const { version } = JSON.parse(readFileSync(join(dirname(bin), '../package.json'), 'utf8')) as { version: string };
+	assert.equal(await run(['--version'], {}), { code: 0, stdout: `${version}\n`, stderr: '' });
+});
 
 test('each reading verb prints a table, and with -o json the body of the answer', async (c) => {
 	const env = { BEELINE_AGENT: c.where };

@@ -3,6 +3,7 @@
  * Topology: the default one; n2t1 n2t2, n3t1. nftables on n2 sends 8080 to n2t1 and n2t2.
  */
 import * as assert from 'uvu/assert';
+import { FrontendFlag } from '../../src/loader/layout.gen.js';
 import { Mesh, targets, taskBackend } from '../support/beeline.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
@@ -105,6 +106,54 @@ scenario(
 				{},
 				`made all the time: ${JSON.stringify(steadyReport.failures)} ${JSON.stringify(steadyReport.rows?.filter((row) => row.failure))}`,
 			);
+			await mesh.close();
+		});
+
+		test('a rule that comes after the port counts too: its mesh serves when the agent is dead', async ({ net }) => {
+			const mesh = await Mesh.start(
+				net,
+				{
+					services: [
+						{
+							name: 'late',
+							ports: [{ published: 8081, target: 80 }],
+							backends: net.tasks().map((task) => taskBackend(net, task)),
+						},
+					],
+				},
+				{ config: { datapath: { staleAfter: '2s' } } },
+			);
+			const agent = mesh.agent('n2');
+			const dial = () => net.load('c1', ['-n', 60, '-t', 3000, ...targets(net, ['n2'], 8081)]);
+			const served = await dial();
+			assert.equal([served.failures, Object.keys(served.backends).length], [{}, 3]);
+			const rule =
+				'add rule ip mesh prerouting tcp dport 8081 dnat to numgen inc mod 2 map { 0 : 172.18.0.2 . 80, 1 : 172.18.0.3 . 80 }';
+			net.exec('n2', ['nft', rule]);
+			// Rules are read again now and then; SIGHUP asks for it.
+			const flag = (row: string) =>
+				(Number(/\bflags (0x[0-9a-f]+|\d+)/.exec(row)?.[1] ?? 0) & FrontendFlag.FRONTEND_KERNEL) !== 0;
+			agent.running?.child.kill('SIGHUP');
+			await waitFor(
+				'the agent to see the rule',
+				async () => (await agent.entries()).maps.some((m) => m.map === 'frontends' && m.rows.some(flag)),
+				60_000,
+			).catch(async (e: Error) => {
+				throw new Error(
+					`${e.message}: ${JSON.stringify((await agent.entries()).maps.find((m) => m.map === 'frontends'))}`,
+				);
+			});
+			const still = await dial();
+			assert.equal(
+				[still.failures, Object.keys(still.backends).length],
+				[{}, 3],
+				'Beeline serves while its agent lives',
+			);
+			await agent.stop('SIGKILL');
+			await waitFor('the heartbeat to be stale', async () => Object.keys((await dial()).backends).length === 2, 15_000);
+			const stale = await dial();
+			assert.equal(stale.failures, {}, JSON.stringify(stale));
+			assert.equal(Object.keys(stale.backends).sort(), ['n2t1', 'n2t2'], 'the kernel serves');
 			await mesh.close();
 		});
 	},

@@ -528,6 +528,8 @@ export interface LoadReport {
 	/** Addresses that getpeername() told, once a connection. */
 	readonly peers: Readonly<Record<string, number>>;
 	readonly latencyUs: { readonly p50: number; readonly p99: number; readonly max: number };
+	/** Unix time, with -v. */
+	readonly startedAtMs?: number;
 	readonly rows?: readonly {
 		/** When it was begun, ms after the start. */
 		readonly atMs: number;
@@ -536,6 +538,9 @@ export interface LoadReport {
 		readonly backend: string;
 		readonly last: string;
 		readonly requests: number;
+		/** Till connect() was done. */
+		readonly connectMs: number;
+		readonly retransmits: number;
 		readonly failure: string | null;
 	}[];
 }

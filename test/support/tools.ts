@@ -15,7 +15,12 @@ function findRoot(start: string): string {
 const sources = join(root, 'test/support/c');
 const output = join(root, 'dist/test/support/bin');
 
-export type Tool = 'httpd' | 'load' | 'udpecho' | 'udpload' | 'frame' | 'pass.o';
+/** Those with `-static` need no library: they are what runs in images. */
+const TOOLS = [
+	...(['httpd', 'load', 'udpecho', 'udpload', 'frame', 'pass.o'] as const),
+	...(['httpd-static', 'udpecho-static', 'load-static', 'udpload-static'] as const),
+] as const;
+export type Tool = (typeof TOOLS)[number];
 
 /**
  * The path of a test program in C, compiled when it is missing or older than its sources.
@@ -43,7 +48,13 @@ export function tool(name: Tool): string {
 						aside,
 					],
 				] as const)
-			: (['gcc', ['-O2', '-Wall', '-Wextra', '-Werror', join(sources, `${name}.c`), '-o', aside]] as const);
+			: ([
+					'gcc',
+					[
+						...['-O2', '-Wall', '-Wextra', '-Werror', ...(name.endsWith('-static') ? ['-static'] : [])],
+						...[join(sources, `${name.replace('-static', '')}.c`), '-o', aside],
+					],
+				] as const);
 	try {
 		execFileSync(command, args, { stdio: 'pipe' });
 	} catch (error) {
@@ -57,7 +68,7 @@ export function tool(name: Tool): string {
 
 /** Compiles all of them, as scripts/setup does. */
 export function compileTools(): void {
-	for (const name of ['httpd', 'load', 'udpecho', 'udpload', 'frame', 'pass.o'] as const) tool(name);
+	for (const name of TOOLS) tool(name);
 }
 
 function newestSource(): number {

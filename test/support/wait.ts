@@ -1,5 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
+/** How many times longer every limit is where the machine is emulated (test/vm sets it). */
+export const slowness = Number(process.env.BEELINE_SLOWNESS ?? 1);
+
 /**
  * Waits until `condition` returns something truthy, and returns it.
  *
@@ -11,7 +14,7 @@ export async function waitFor<T>(
 	limitMs = 10_000,
 	everyMs = 20,
 ): Promise<Exclude<T, undefined | null | false | 0 | ''>> {
-	const end = performance.now() + limitMs;
+	const end = performance.now() + limitMs * slowness;
 	let last: unknown;
 	for (;;) {
 		try {
@@ -22,7 +25,9 @@ export async function waitFor<T>(
 			last = error;
 		}
 		if (performance.now() > end)
-			throw new Error(`waited ${limitMs} ms for ${what}${last ? `: ${(last as Error).message}` : ''}`, { cause: last });
+			throw new Error(`waited ${limitMs * slowness} ms for ${what}${last ? `: ${(last as Error).message}` : ''}`, {
+				cause: last,
+			});
 		await sleep(everyMs);
 	}
 }

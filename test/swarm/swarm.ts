@@ -19,7 +19,7 @@ import { IpcChild } from '../support/ipc.js';
 import { type LoadReport, mountBpffs, type Result, type UdpReport } from '../support/netns.js';
 import { hasTool } from '../support/skip.js';
 import { root, tool } from '../support/tools.js';
-import { waitFor } from '../support/wait.js';
+import { slowness, waitFor } from '../support/wait.js';
 
 const subnet = '192.168.79';
 
@@ -78,7 +78,7 @@ export class Swarm {
 		return execFileSync(join(root, 'test/swarm/bed'), args, {
 			env: { ...process.env, ...this.#env(), ...env },
 			encoding: 'utf8',
-			timeout,
+			timeout: timeout * slowness,
 			stdio: ['ignore', 'pipe', 'inherit'],
 		});
 	}
@@ -103,7 +103,7 @@ export class Swarm {
 		return execFileSync('docker', args, {
 			env: { ...process.env, DOCKER_HOST: `unix://${this.directory}/node${node}/run/docker.sock` },
 			encoding: 'utf8',
-			timeout: 60_000,
+			timeout: 60_000 * slowness,
 			stdio: ['ignore', 'pipe', 'pipe'],
 		}).trim();
 	}
@@ -113,7 +113,7 @@ export class Swarm {
 		const r = spawnSync(join(root, 'test/swarm/bed'), ['exec', String(where), ...command], {
 			env: { ...process.env, ...this.#env() },
 			encoding: 'utf8',
-			timeout: 60_000,
+			timeout: 60_000 * slowness,
 		});
 		const result = { code: r.status ?? -1, stdout: r.stdout ?? '', stderr: r.stderr ?? '' };
 		if (result.code !== 0 && !mayFail)
@@ -182,9 +182,21 @@ export class Swarm {
 		this.#installed.add(node);
 	}
 
-	async start(node: number, config: object = {}): Promise<void> {
+	async start(node: number, config: object = {}, limitMs = 30_000): Promise<void> {
 		this.launch(node, config);
-		await this.ready(node);
+		await this.ready(node, limitMs);
+	}
+
+	/** Runs a command on a node while other things happen. */
+	async background(node: number, command: readonly string[]): Promise<Result> {
+		const child = this.#spawn(node, command);
+		const parts = { stdout: '', stderr: '' };
+		for (const of of ['stdout', 'stderr'] as const)
+			child[of]?.setEncoding('utf8').on('data', (text: string) => {
+				parts[of] += text;
+			});
+		const code = await new Promise<number>((resolve) => child.on('close', (c) => resolve(c ?? -1)));
+		return { code, ...parts };
 	}
 
 	async startAll(): Promise<void> {
@@ -204,7 +216,7 @@ export class Swarm {
 		if (a === undefined) return;
 		this.agents.delete(node);
 		this.exec(node, ['sh', '-c', `kill -${signal.slice(3)} $(cat /run/agent.pid)`]);
-		await waitFor(`the agent of node${node} to end`, () => a.ended, 15_000);
+		await waitFor(`the agent of node${node} to end`, () => a.ended, 60_000);
 	}
 
 	#request(node: number, path: string): Promise<{ status: number; text: string }> {
@@ -214,7 +226,7 @@ export class Swarm {
 					socketPath: join(this.directory, `node${node}/run/beeline/beeline.sock`),
 					path,
 					headers: { host: 'localhost' },
-					timeout: 5000,
+					timeout: 5000 * slowness,
 				},
 				(answer) => {
 					let text = '';
@@ -278,9 +290,26 @@ export class Swarm {
 	load(args: readonly (string | number)[]): Promise<LoadReport> {
 		return this.startLoad(args).report();
 	}
-	startLoad(args: readonly (string | number)[]): { report(): Promise<LoadReport>; stop(): void } {
+	startLoad(args: readonly (string | number)[]): {
+		report(): Promise<LoadReport>;
+		/** Resolves when each connection has had its first answer. */
+		ready(): Promise<void>;
+		stop(): void;
+	} {
 		const child = this.#spawn('client', [tool('load'), ...args.map(String)]);
-		return { report: () => this.#report<LoadReport>(child), stop: () => void child.kill('SIGTERM') };
+		return {
+			report: () => this.#report<LoadReport>(child),
+			ready: () =>
+				new Promise((resolve, reject) => {
+					let text = '';
+					child.stderr?.on('data', (part: string) => {
+						text += part;
+						if (/^ready$/m.test(text)) resolve();
+					});
+					child.on('close', () => reject(new Error(`load ended before it was ready: ${text}`)));
+				}),
+			stop: () => void child.kill('SIGTERM'),
+		};
 	}
 	/** Runs a test program in the network of a container of a node. */
 	loadIn(node: number, container: string, args: readonly (string | number)[]): Promise<LoadReport> {
@@ -406,10 +435,8 @@ function makeRootfs(): string {
 	chmodSync(join(at, 'bin/busybox'), 0o755);
 	for (const applet of ['sh', 'cat', 'sleep', 'test', 'hostname', 'wget', 'nc', 'rm', 'touch', 'kill', 'ip', 'ping'])
 		symlinkSync('busybox', join(at, 'bin', applet));
-	for (const name of ['httpd', 'udpecho', 'load', 'udpload'])
-		execFileSync('gcc', ['-O2', '-static', join(root, `test/support/c/${name}.c`), '-o', join(at, name)], {
-			stdio: 'pipe',
-		});
+	for (const name of ['httpd', 'udpecho', 'load', 'udpload'] as const)
+		copyFileSync(tool(`${name}-static`), join(at, name));
 	writeFileSync(join(at, 'etc/passwd'), 'root:x:0:0:root:/:/bin/sh\n');
 	// A PID 1 ignores SIGTERM unless it says otherwise; a task that is told to stop should.
 	writeFileSync(

@@ -18,8 +18,8 @@ import {
 import type { Engine } from './engine.js';
 
 export interface ListerEvents {
-	/** Complete, and perhaps the same as before. */
-	onMapped(mapped: Mapped): void;
+	/** Complete, and perhaps the same as before. `listed`: by a list, not because a node reported. */
+	onMapped(mapped: Mapped, listed: boolean): void;
 	/** A list failed; told once for each sentence until one succeeds. */
 	onError(error: Error): void;
 	/** It succeeded again. */
@@ -120,7 +120,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 	const alone = new Map<string, number>();
 	let timer: NodeJS.Timeout | undefined;
 
-	function map(): void {
+	function map(listed: boolean): void {
 		on.onMapped(
 			mapAnswers({
 				nodes,
@@ -129,6 +129,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 				tasks: [...tasks.values()],
 				reportOf: (t) => said.get(t.node)?.get(t.id),
 			}),
+			listed,
 		);
 	}
 
@@ -230,7 +231,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 				lastError = '';
 				on.onRecovered();
 			}
-			map();
+			map(true);
 		} catch (e) {
 			if (whole) wantsObjects = true;
 			if (!closed) {
@@ -304,7 +305,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		reports(nodeId, reports) {
 			if (reports.size === 0) said.delete(nodeId);
 			else said.set(nodeId, reports);
-			if (complete && !closed) map();
+			if (complete && !closed) map(false);
 		},
 		close() {
 			closed = true;

@@ -14,8 +14,8 @@ import { shareMembership } from './file.js';
 export interface Feed {
 	/** Who this node is, and who manages: to serve, to follow, or both. */
 	update(info: SwarmInfo): void;
-	/** The membership as all nodes are to see it; from managers only. */
-	publish(membership: Membership): void;
+	/** The membership as all nodes are to see it; from managers only. `listed`: the swarm has just been listed. */
+	publish(membership: Membership, listed: boolean): void;
 	/** What befell this node's containers, all of it. `look`: a task may have begun to serve. */
 	report(reports: ReadonlyMap<string, TaskReport>, look: boolean): void;
 	/** What is wrong with it, for the operator. */
@@ -185,10 +185,10 @@ export function openDockerSource(
 			lister = createLister(
 				{ engine },
 				{
-					onMapped(m) {
+					onMapped(m, listed) {
 						error = undefined;
 						mapProblems = [...m.skipped, ...m.problems.map((p) => `service ${p.service}: ${p.reason}`)];
-						feed.publish(m.membership);
+						feed.publish(m.membership, listed);
 						take(m.membership);
 					},
 					onError(e) {

@@ -17,7 +17,8 @@
  *
  * Prints "ready" on stderr when all connections of -n have had their first answer, and on stdout one JSON object:
  * connections, requests, ok, failures by kind, moved (connections whose backend changed), backends (answers by backend),
- * connectionsByBackend, clients (addresses the backends saw), peers (addresses that getpeername() told), retransmits, latencyUs, durationMs. SIGTERM ends as -d does.
+ * connectionsByBackend, clients (addresses the backends saw), peers (addresses that getpeername() told), retransmits, latencyUs,
+ * durationMs; with -v startedAtMs (Unix time) and rows. SIGTERM ends as -d does.
  */
 #include "common.h"
 
@@ -39,7 +40,7 @@ struct connection {
 	int backend;
 };
 
-struct row { int port, target, backend, last; uint64_t requests, began_us; const char *failure; };
+struct row { int port, target, backend, last, retransmits, connect_ms; uint64_t requests, began_us; const char *failure; };
 
 static int total = 1, concurrency = 100, pause_ms, rate, duration_ms, timeout_ms = 10000, source_port, verbose;
 static long per_connection = 1;
@@ -54,6 +55,7 @@ static struct latencies latencies;
 static uint64_t requests, ok, retransmits, moved;
 static struct row *rows;
 static int row_count;
+static uint64_t started_at_ms;
 
 static int ending(uint64_t now, uint64_t end)
 {
@@ -66,8 +68,11 @@ static void finish(struct connection *c, const char *failure)
 	socklen_t length = sizeof(info);
 
 	if (c->fd >= 0) {
-		if (!getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &length))
+		if (!getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &length)) {
 			retransmits += info.tcpi_total_retrans;
+			if (verbose && c->number < row_count)
+				rows[c->number].retransmits = info.tcpi_total_retrans;
+		}
 		close(c->fd);
 	}
 	if (failure)
@@ -254,6 +259,8 @@ static void advance(struct connection *c, uint64_t now, uint64_t end)
 			finish(c, kind(error, "connect"));
 			return;
 		}
+		if (verbose && c->number < row_count)
+			rows[c->number].connect_ms = (now - c->began_us) / 1000;
 		compose(c, now);
 	}
 	if (c->state == PAUSED) {
@@ -375,6 +382,7 @@ static void advance(struct connection *c, uint64_t now, uint64_t end)
 
 int main(int argc, char **argv)
 {
+	struct timespec wall;
 	struct epoll_event events[512];
 	struct connection *all;
 	uint64_t start, end, checked = 0;
@@ -415,6 +423,8 @@ int main(int argc, char **argv)
 		all[i].fd = -1;
 	epoll_fd = epoll_create1(0);
 	start = now_us();
+	clock_gettime(CLOCK_REALTIME, &wall);
+	started_at_ms = (uint64_t)wall.tv_sec * 1000 + wall.tv_nsec / 1000000;
 	end = duration_ms ? start + (uint64_t)duration_ms * 1000 : 0;
 
 	for (;;) {
@@ -486,16 +496,16 @@ int main(int argc, char **argv)
 	putchar(',');
 	latency_print(&latencies);
 	if (verbose) {
-		printf(",\"rows\":[");
+		printf(",\"startedAtMs\":%llu,\"rows\":[", (unsigned long long)started_at_ms);
 		for (int i = 0; i < started && i < row_count; i++) {
 			char text[64];
 
-			printf("%s{\"atMs\":%llu,\"port\":%d,\"target\":\"%s\",\"backend\":\"%s\",\"last\":\"%s\",\"requests\":%llu,\"failure\":%s%s%s}",
+			printf("%s{\"atMs\":%llu,\"port\":%d,\"target\":\"%s\",\"backend\":\"%s\",\"last\":\"%s\",\"requests\":%llu,\"connectMs\":%d,\"retransmits\":%d,\"failure\":%s%s%s}",
 			       i ? "," : "", (unsigned long long)(rows[i].began_us - start) / 1000, rows[i].port,
 			       address_text(&targets[rows[i].target], text, sizeof(text)),
 			       rows[i].requests ? backends.rows[rows[i].backend].name : "",
 			       rows[i].requests ? backends.rows[rows[i].last].name : "", (unsigned long long)rows[i].requests,
-			       rows[i].failure ? "\"" : "", rows[i].failure ? rows[i].failure : "null", rows[i].failure ? "\"" : "");
+			       rows[i].connect_ms, rows[i].retransmits, rows[i].failure ? "\"" : "", rows[i].failure ? rows[i].failure : "null", rows[i].failure ? "\"" : "");
 		}
 		printf("]");
 	}
