@@ -36,6 +36,7 @@ import { createVipReconciler, type GoneBackend, type VipReconciler } from '../me
 import { createMetrics, type Metrics, type MetricsSnapshot } from '../metrics/registry.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
+import { Encryption, readSecret, removeEncryption } from './encryption.js';
 import { json, type Run, run as runCommand } from './exec.js';
 import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
@@ -208,6 +209,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			);
 		}
 
+		const secret = config.datapath.secretFile === undefined ? undefined : readSecret(config.datapath.secretFile);
+
 		const d = await openDatapath({
 			pinRoot: config.pinRoot,
 			runDir,
@@ -273,6 +276,18 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				json<{ dst?: string }>(await run('ip', ['-j', '-4', 'route', 'show', 'table', 'all'])).map((r) => r.dst ?? ''),
 			names,
 			log,
+			whyNoEncryption: () => encryption.whyNot(),
+		});
+		const encryption = new Encryption({
+			run,
+			...(secret === undefined ? {} : { secret }),
+			vxlanPort: config.datapath.vxlanPort,
+			keyPort: config.datapath.keyPort,
+			intervalMs: config.datapath.keyInterval,
+			state: () => state.encryption,
+			save: (next) => saveState({ ...state, encryption: next }),
+			attach: (ifindex) => d.attachEsp(ifindex),
+			log: (level, text) => log[level](text),
 		});
 		const locals = createLocal({
 			run,
@@ -632,6 +647,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
+		/** The interface that encrypts is in the map while it is there, and its program on it. */
+		async function encrypt(): Promise<void> {
+			const ifindex = await encryption.update({
+				self: config.node.name,
+				nodes: membership.nodes,
+				networks: membership.networks,
+				attached: new Set(networks.facts().map((f) => f.vni)),
+			});
+			if (d.store.encryption.get().ifindex !== ifindex) d.store.encryption.set({ ifindex });
+		}
+
 		let socketTried = false;
 		function commit(): void {
 			d.commit();
@@ -726,7 +752,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					attachEndpoints(wantedEndpoints);
 					errors.push(...networks.attachPrograms(d).values());
 				}
-				if (committed) networks.detachPrograms(d);
+				if (committed) {
+					networks.detachPrograms(d);
+					await encrypt();
+				}
 				if (committed && !socketTried) {
 					socketTried = true;
 					const root = cgroupRoot();
@@ -898,6 +927,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								`${n} does not answer probes (no agent there, or cut off): its backends are not chosen while there are others`,
 						),
 						...warnings.values(),
+						...encryption.warnings(),
 						...((mesh?.vips.services.size ?? 0) > 0 && namespaces?.problem() !== undefined
 							? [namespaces.problem() as string]
 							: []),
@@ -1091,6 +1121,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearTimeout(timer);
 			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
+			await encryption.close();
 			await pool.close();
 			// It writes what it remembers.
 			await closing;
@@ -1171,5 +1202,6 @@ export async function undo(stateFile: string, run: Run = runCommand): Promise<vo
 	for (const n of state.neighbours) await run('ip', ['neigh', 'del', n.address, 'dev', n.device]).catch(() => '');
 	for (const o of state.offloads) await turnOnOffload(run, o.device, o.feature);
 	await removeOverlay(run, state.overlay);
+	if (state.encryption.up) await removeEncryption(run);
 	removeState(stateFile);
 }
