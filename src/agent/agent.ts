@@ -357,6 +357,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const metrics = createMetrics({
 			version: deps.version,
 			abi: MESH_ABI,
+			encryption: () => encryption.metrics(),
 			programs: PROGRAMS,
 			verdicts: VERDICTS,
 			counters: () => (closed ? undefined : d.store.counters()),

@@ -121,7 +121,7 @@ export async function whyNoEsp(run: Run): Promise<string | undefined> {
 /** What the kernel said, without the command. */
 function reason(e: unknown): string {
 	const text = redact(e);
-	return text.slice(text.lastIndexOf(': ') + 2);
+	return text.slice(text.lastIndexOf(': ') + 2).replace(/\.$/, '');
 }
 
 interface Sa {

@@ -92,17 +92,28 @@ interface Peer {
 	current?: Session;
 	/** Offered, not answered. */
 	attempt?: Retry & { readonly pair: KeyPair };
-	/** Answered: accepted, and not sent under yet. */
-	pending?: { readonly a: Buffer; readonly b: Buffer; readonly keys: Keys; readonly at: number; ready: boolean };
+	/** Answered, oldest first: accepted, and not sent under yet. The other may send under any of them. */
+	pending: Pending[];
+	/** Offers that led to keys here: what is said of them again is late, or a copy. */
+	readonly seen: Set<string>;
 	/** In use here; the other has not said that it is there. */
-	confirm?: Retry & { readonly a: Buffer; readonly b: Buffer };
+	confirm?: Retry & { readonly a: Buffer; readonly b: Buffer; readonly at: number };
 	asking: Retry;
 	old: Old[];
 	lastStart: number;
 	lastPending: number;
 	lastSent: number;
-	/** Changes of the kernel, one after the other. */
+	/** Changes of the kernel, one after the other, and how many are under way. */
 	work: Promise<void>;
+	working: number;
+}
+
+interface Pending {
+	readonly a: Buffer;
+	readonly b: Buffer;
+	readonly keys: Keys;
+	readonly at: number;
+	ready: boolean;
 }
 
 interface Keys {
@@ -121,7 +132,13 @@ const LEAST_BETWEEN_OFFERS_MS = 100;
 const LEAST_BETWEEN_STARTS_MS = 1000;
 /** The offering node renews; the other asks for it when that does not come. */
 const GRACE = 0.01;
-const MOST_OLD = 4;
+const MOST_OLD = 16;
+const MOST_PENDING = 16;
+/** So long, when there are too many. */
+const LEAST_PENDING_MS = 5000;
+const MOST_SEEN = 64;
+/** A confirmation takes no longer, unless it is lost again and again. */
+const CONFIRM_MS = 10_000;
 /** Keys so old, in intervals, are worth a warning; unwanted ones go. */
 const STALE_INTERVALS = 1.5;
 const UNWANTED_INTERVALS = 2;
@@ -142,7 +159,14 @@ export class Exchange {
 		this.#deps = deps;
 		this.#key = messageKey(deps.secret);
 		const until = deps.now() + deps.overlapMs;
-		for (const s of sessions) this.#add(s.peer).current = s;
+		for (const s of sessions) {
+			const p = this.#add(s.peer);
+			p.current = s;
+			// Whether the other heard that they are in use is not known.
+			if (p.offers)
+				p.confirm = { a: Buffer.from(s.a, 'hex'), b: Buffer.from(s.b, 'hex'), at: deps.now(), nextAt: 0, tries: 0 };
+			else p.seen.add(s.a);
+		}
 		for (const { peer, ...sas } of rest) this.#add(peer).old.push({ ...sas, until });
 	}
 
@@ -196,10 +220,10 @@ export class Exchange {
 				if (p.offers) {
 					if (p.attempt === undefined && p.confirm === undefined) this.#start(p, now);
 					else if (p.attempt !== undefined && now >= p.attempt.nextAt) this.#offer(p, p.attempt, now);
-				} else if (p.pending === undefined && now >= p.asking.nextAt) this.#ask(p, now);
+				} else if (now >= p.asking.nextAt && !this.#isAnswering(p, now)) this.#ask(p, now);
 			} else if (p.attempt !== undefined && now >= p.attempt.nextAt) this.#offer(p, p.attempt, now);
 			if (p.confirm !== undefined && now >= p.confirm.nextAt) {
-				this.#again(p, p.confirm, now);
+				this.#again(p, p.confirm, now, LONGEST_RETRY_MS);
 				this.#send(p, 'confirm', p.confirm.a, p.confirm.b);
 			}
 		}
@@ -220,7 +244,7 @@ export class Exchange {
 			this.counters.refused++;
 			return;
 		}
-		if (m.type === 'ask') this.#onAsk(p, now);
+		if (m.type === 'ask') this.#onAsk(p, m, now);
 		else if (m.type === 'offer') this.#onOffer(p, m, now);
 		else if (m.type === 'answer') this.#onAnswer(p, m, now);
 		else if (m.type === 'confirm') this.#onConfirm(p, m, now);
@@ -249,11 +273,14 @@ export class Exchange {
 			wanted: false,
 			offers: offers(this.#deps.self, address),
 			asking: { nextAt: 0, tries: 0 },
+			pending: [],
+			seen: new Set(),
 			old: [],
 			lastStart: Number.NEGATIVE_INFINITY,
 			lastPending: Number.NEGATIVE_INFINITY,
 			lastSent: Number.NEGATIVE_INFINITY,
 			work: Promise.resolve(),
+			working: 0,
 		};
 		this.#peers.set(address, p);
 		return p;
@@ -263,11 +290,11 @@ export class Exchange {
 	#clear(p: Peer): void {
 		const drop: Old[] = [...p.old];
 		if (p.current !== undefined) drop.push({ in: p.current.spiIn, out: p.current.spiOut, until: 0 });
-		if (p.pending !== undefined) drop.push({ in: p.pending.keys.in.spi, until: 0 });
+		for (const { keys } of p.pending) drop.push({ in: keys.in.spi, until: 0 });
 		const had = p.current !== undefined;
 		p.current = undefined;
 		p.attempt = undefined;
-		p.pending = undefined;
+		p.pending = [];
 		p.confirm = undefined;
 		p.old = [];
 		p.asking = { nextAt: 0, tries: 0 };
@@ -298,26 +325,32 @@ export class Exchange {
 				for (const o of gone) await this.#deps.kernel.drop(p.address, o);
 			});
 		}
-		if (p.pending !== undefined && now - p.pending.at > PENDING_MS) this.#forgetPending(p);
+		while (p.pending.length > 0 && now - p.pending[0].at > PENDING_MS) this.#forgetPending(p);
 		if (!p.wanted && p.current !== undefined && this.#age(p) > this.#deps.intervalMs * UNWANTED_INTERVALS)
 			this.#clear(p);
 	}
 
+	/** The oldest. */
 	#forgetPending(p: Peer): void {
-		const spi = p.pending?.keys.in.spi;
-		p.pending = undefined;
+		const spi = p.pending.shift()?.keys.in.spi;
 		if (spi !== undefined) this.#work(p, () => this.#deps.kernel.drop(p.address, { in: spi }));
 	}
 
 	#work(p: Peer, what: () => Promise<void>): void {
-		p.work = p.work.then(what).catch((e) => {
-			this.counters.errors++;
-			this.#deps.onError(`keys with ${p.address}: ${sentence(e)}`);
-		});
+		p.working++;
+		p.work = p.work
+			.then(what)
+			.catch((e) => {
+				this.counters.errors++;
+				this.#deps.onError(`keys with ${p.address}: ${sentence(e)}`);
+			})
+			.finally(() => {
+				p.working--;
+			});
 	}
 
-	#again(p: Peer, r: Retry, now: number): void {
-		const most = p.current === undefined ? LONGEST_RETRY_MS : LONGEST_REKEY_RETRY_MS;
+	#again(p: Peer, r: Retry, now: number, longest?: number): void {
+		const most = longest ?? (p.current === undefined ? LONGEST_RETRY_MS : LONGEST_REKEY_RETRY_MS);
 		r.nextAt = now + Math.min(most, FIRST_RETRY_MS * 2 ** r.tries);
 		r.tries++;
 	}
@@ -338,18 +371,22 @@ export class Exchange {
 		this.#send(p, 'offer', attempt.pair.publicKey);
 	}
 
+	/** An offer is being answered: to ask for one would only make another. Many are an attacker's copies. */
+	#isAnswering(p: Peer, now: number): boolean {
+		return p.working > 0 || (p.pending.length === 1 && now - p.pending[0].at < CONFIRM_MS);
+	}
+
 	#ask(p: Peer, now: number): void {
 		this.#again(p, p.asking, now);
 		this.#send(p, 'ask');
 	}
 
-	#onAsk(p: Peer, now: number): void {
+	#onAsk(p: Peer, m: Message, now: number): void {
+		if (p.working > 0) return;
 		if (p.attempt === undefined) {
-			// It does not know what this one has confirmed, or has nothing.
-			if (now - p.lastStart < LEAST_BETWEEN_STARTS_MS) return;
-			p.confirm = undefined;
-			for (const o of p.old) o.until = Math.max(o.until, now + this.#deps.overlapMs);
-			this.#start(p, now);
+			// What it waits for may be under way; unless it says that it knows nothing of it.
+			if (p.confirm === undefined || p.confirm.a.equals(m.a) || now - p.confirm.at >= CONFIRM_MS) this.#start(p, now);
+			else this.#send(p, 'confirm', p.confirm.a, p.confirm.b);
 		} else if (now - p.lastSent >= LEAST_BETWEEN_OFFERS_MS) {
 			p.lastSent = now;
 			this.#send(p, 'offer', p.attempt.pair.publicKey);
@@ -357,25 +394,30 @@ export class Exchange {
 	}
 
 	#onOffer(p: Peer, m: Message, now: number): void {
-		if (p.pending?.a.equals(m.a)) {
-			if (p.pending.ready) this.#send(p, 'answer', p.pending.a, p.pending.b);
+		const answered = p.pending.find((x) => x.a.equals(m.a));
+		if (answered !== undefined) {
+			if (answered.ready) this.#send(p, 'answer', answered.a, answered.b);
 			return;
 		}
-		if (p.current?.a === m.a.toString('hex') || now - p.lastPending < LEAST_BETWEEN_OFFERS_MS) return;
+		if (p.seen.has(m.a.toString('hex')) || now - p.lastPending < LEAST_BETWEEN_OFFERS_MS) return;
+		if (p.pending.length >= MOST_PENDING) {
+			// Somebody sends copies of old offers: what may be in use is kept, and what is new waits.
+			if (now - p.pending[0].at < LEAST_PENDING_MS) return;
+			this.#forgetPending(p);
+		}
 		p.lastPending = now;
 		const pair = (this.#deps.keyPair ?? newKeyPair)();
 		const b = pair.publicKey;
 		const keys = this.#keys(p, pair, m.a, m.a, b);
 		if (keys === undefined) return;
-		if (p.pending !== undefined) this.#forgetPending(p);
 		const pending = { a: m.a, b, keys, at: now, ready: false };
-		p.pending = pending;
+		p.pending.push(pending);
 		this.#work(p, async () => {
-			if (p.pending !== pending) return;
+			if (!p.pending.includes(pending)) return;
 			try {
 				await this.#deps.kernel.accept(p.address, keys.in);
 			} catch (e) {
-				p.pending = undefined;
+				p.pending = p.pending.filter((x) => x !== pending);
 				throw e;
 			}
 			pending.ready = true;
@@ -396,26 +438,47 @@ export class Exchange {
 		this.#work(p, async () => {
 			await this.#deps.kernel.accept(p.address, keys.in);
 			await this.#take(p, keys, m, now);
-			p.confirm = { a: m.a, b: m.b, nextAt: 0, tries: 0 };
-			this.#again(p, p.confirm, this.#deps.now());
+			p.confirm = { a: m.a, b: m.b, at: this.#deps.now(), nextAt: 0, tries: 0 };
+			this.#again(p, p.confirm, this.#deps.now(), LONGEST_RETRY_MS);
 			this.#send(p, 'confirm', m.a, m.b);
 		});
 	}
 
 	#onConfirm(p: Peer, m: Message, now: number): void {
-		const { pending } = p;
-		if (pending?.ready && pending.a.equals(m.a) && pending.b.equals(m.b)) {
-			p.pending = undefined;
+		const at = p.pending.findIndex((x) => x.ready && x.a.equals(m.a) && x.b.equals(m.b));
+		const name = m.a.toString('hex');
+		if (at >= 0) {
+			// The other has given up those before it, and may have sent under them a moment ago.
+			const [pending, ...given] = p.pending.splice(0, at + 1).reverse();
+			for (const { keys, a } of given) {
+				this.#see(p, a.toString('hex'));
+				p.old.push({ in: keys.in.spi, until: now + this.#deps.overlapMs });
+			}
+			this.#see(p, name);
 			this.#work(p, async () => {
-				await this.#take(p, pending.keys, m, now);
+				try {
+					await this.#take(p, pending.keys, m, now);
+				} catch (e) {
+					// The other sends under what this node could not complete: new keys, by what it asks next.
+					p.seen.delete(name);
+					throw e;
+				}
 				this.#send(p, 'done', m.a, m.b);
 			});
-		} else if (p.current?.a === m.a.toString('hex') && p.current.b === m.b.toString('hex')) {
+		} else if (p.current?.a === name && p.current.b === m.b.toString('hex')) {
 			this.#send(p, 'done', m.a, m.b);
-		} else if (now - p.lastSent >= LEAST_BETWEEN_OFFERS_MS) {
+		} else if (!p.seen.has(name) && now - p.lastSent >= LEAST_BETWEEN_OFFERS_MS) {
 			// It sends under keys that this node has lost.
 			p.lastSent = now;
-			this.#send(p, 'ask');
+			this.#send(p, 'ask', m.a);
+		}
+	}
+
+	#see(p: Peer, a: string): void {
+		p.seen.add(a);
+		for (const first of p.seen) {
+			if (p.seen.size <= MOST_SEEN) break;
+			p.seen.delete(first);
 		}
 	}
 
