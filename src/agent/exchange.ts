@@ -218,7 +218,7 @@ export class Exchange {
 			this.#expire(p, now);
 			if (this.#isDue(p)) {
 				if (p.offers) {
-					if (p.attempt === undefined && p.confirm === undefined) this.#start(p, now);
+					if (p.attempt === undefined && p.confirm === undefined && p.working === 0) this.#start(p, now);
 					else if (p.attempt !== undefined && now >= p.attempt.nextAt) this.#offer(p, p.attempt, now);
 				} else if (now >= p.asking.nextAt && !this.#isAnswering(p, now)) this.#ask(p, now);
 			} else if (p.attempt !== undefined && now >= p.attempt.nextAt) this.#offer(p, p.attempt, now);
