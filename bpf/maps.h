@@ -141,6 +141,13 @@ struct {
 } networks SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct encryption);
+} encryption SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_OVERLAY_ENDPOINTS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

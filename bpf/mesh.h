@@ -231,6 +231,11 @@ struct network {
 	__u32 flags;	/* enum network_flag */
 };
 
+/* `encryption`: one row. */
+struct encryption {
+	__u32 ifindex;	/* the xfrm interface, which lets nothing out but ESP; 0: none, encrypted networks are closed */
+};
+
 struct overlay_key {
 	__u32 vni;
 	struct in6_addr addr;
@@ -413,7 +418,8 @@ enum program {
 	PROGRAM_ENDPOINT_TC = 3,
 	PROGRAM_SOCKET = 4,
 	PROGRAM_OVERLAY_TC = 5,
-	PROGRAM_COUNT = 6,
+	PROGRAM_ESP_TC = 6,
+	PROGRAM_COUNT = 7,
 };
 
 /*
@@ -436,6 +442,7 @@ enum verdict {
 	ENCAP_FRAGMENTS,	/* too big for its node: uplink_tc fragments and encapsulates it */
 	ENCAP_REBALANCED,	/* a SYN for a backend that is down: to another node, once */
 	ENCAP_OVERLAY,		/* to the node of an overlay network's endpoint */
+	ENCAP_ESP,		/* the same of an encrypted network: to the interface that makes ESP of it */
 	DELIVER_ENDPOINT,	/* into an endpoint */
 	DELIVER_LOCAL_PROCESS,	/* to a process on the node */
 	DELIVER_ICMP,		/* an ICMP error, to the backend that owns the flow */

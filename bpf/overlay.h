@@ -59,6 +59,24 @@ INLINE bool is_mapped(const struct packet *p, const struct in6_addr *a)
 	return p->family == 6 && a->s6_addr32[2] == bpf_htonl(0xffff) && (a->s6_addr32[0] | a->s6_addr32[1]) == 0;
 }
 
+/*
+ * Largest inner packet whose ESP fits: IP 20, ESP 8, IV 8, ICV 16; what is between is padded, with 2 bytes of trailer, to
+ * a multiple of 4; in it UDP 8, VXLAN 8, Ethernet 14. Of 1500 bytes 1416 are left.
+ */
+INLINE __u16 esp_inner_mtu(__u16 mtu)
+{
+	return ((mtu - 52) & ~3) - 32;
+}
+
+/* The interface that makes ESP; 0: there is none. */
+INLINE __u32 esp_interface(void)
+{
+	__u32 zero = 0;
+	struct encryption *e = bpf_map_lookup_elem(&encryption, &zero);
+
+	return e ? e->ifindex : 0;
+}
+
 /* Multicast and broadcast of either family. */
 INLINE bool is_group(const struct packet *p)
 {

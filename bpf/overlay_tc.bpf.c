@@ -51,17 +51,19 @@ INLINE bool is_own_source(const struct packet *p, const struct overlay_port *por
 
 /* To the node that has the endpoint. */
 INLINE int encap_overlay(struct __sk_buff *skb, struct packet *p, const struct overlay_port *port, __u32 node,
-			 const __u8 *mac)
+			 const __u8 *mac, __u32 esp)
 {
 	struct node *n = bpf_map_lookup_elem(&nodes, &node);
 	struct ethhdr inner = { .h_proto = skb->protocol };
 
 	if (!n || !(n->flags & NODE_RESOLVED))
 		return DROP_NO_NEXT_HOP;
-	if (unlikely(wire_len(skb, p) > n->mtu - INNER_OVERHEAD)) {
+	__u16 room = unlikely(esp) ? esp_inner_mtu(n->mtu) : n->mtu - INNER_OVERHEAD;
+
+	if (unlikely(wire_len(skb, p) > room)) {
 		/* The endpoint's own MTU fits the usual way; this one is narrower. */
 		if ((is_icmp(p) && is_icmp_error(p)) || p->fragment == LATER_FRAGMENT ||
-		    turn_into_too_big(skb, p, n->mtu - INNER_OVERHEAD))
+		    turn_into_too_big(skb, p, room))
 			return DROP_TOO_BIG;
 		p->action = back(skb);
 		return RETURN_TOO_BIG;
@@ -70,6 +72,11 @@ INLINE int encap_overlay(struct __sk_buff *skb, struct packet *p, const struct o
 	copy_mac(inner.h_source, port->mac);
 	if (encap_frame(skb, n, &inner, bpf_htonl(port->vni << 8)))
 		return DROP_HELPER;
+	if (unlikely(esp)) {
+		skb->mark = 0;	/* routes and rules of the node may look at it */
+		p->action = bpf_redirect(esp, 0);
+		return ENCAP_ESP;
+	}
 	p->action = bpf_redirect(n->ifindex, 0);
 	return ENCAP_OVERLAY;
 }
@@ -112,9 +119,12 @@ INLINE int route(struct __sk_buff *skb, struct packet *p, const struct settings 
 	/* Nobody's; or this node's, and not attached. */
 	if (unlikely(node == MAX_NODES || node == s->self))
 		return DROP_NO_ENDPOINT;
-	if (unlikely(encrypted))
+
+	__u32 esp = encrypted ? esp_interface() : 0;
+
+	if (unlikely(encrypted && !esp))
 		return DROP_PLAIN;
-	return encap_overlay(skb, p, port, node, mac);
+	return encap_overlay(skb, p, port, node, mac, esp);
 }
 
 INLINE int walk(struct __sk_buff *skb, struct packet *p)

@@ -136,6 +136,12 @@ export const configSchema = z.strictObject({
 			maxTracked: size(1024, 16777216).default(262144),
 			/** Handshakes in progress on slots in transition (`conntrack_half_open`). */
 			maxHalfOpen: powerOfTwo(1024, 16777216).default(65536),
+			/** Encrypted networks: the cluster's secret, the same on every node. */
+			secretFile: path.optional(),
+			/** UDP port of agents' messages about keys. */
+			keyPort: port.default(7982),
+			/** Between new keys of two nodes. */
+			keyInterval: duration.default(12 * 3600_000),
 		})
 		.prefault({}),
 	/** The way out of overlay networks on this node. */
@@ -193,6 +199,10 @@ export interface Config {
 		readonly maxFlows: number;
 		readonly maxTracked: number;
 		readonly maxHalfOpen: number;
+		readonly secretFile?: string;
+		readonly keyPort: number;
+		/** ms */
+		readonly keyInterval: number;
 	};
 	readonly gatewayBridge: {
 		/** IPv4; undefined: one that no route of the node overlaps. */
@@ -293,7 +303,10 @@ export function parseConfig(file: string, content: string, host: string = hostna
 			socket: at(c.http.socket),
 			...(c.http.tokenFile === undefined ? {} : { tokenFile: at(c.http.tokenFile) }),
 		},
-		datapath: c.datapath,
+		datapath: {
+			...c.datapath,
+			...(c.datapath.secretFile === undefined ? {} : { secretFile: at(c.datapath.secretFile) }),
+		},
 		gatewayBridge: c.gatewayBridge,
 		...(c.dockerPlugin === undefined
 			? {}

@@ -38,6 +38,7 @@ import type { Driver } from '../plugin/driver.js';
 import { createPlugin, type Plugin } from '../plugin/host.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
+import { Encryption, readSecret, removeEncryption } from './encryption.js';
 import { json, type Run, run as runCommand } from './exec.js';
 import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
@@ -212,6 +213,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			);
 		}
 
+		const secret = config.datapath.secretFile === undefined ? undefined : readSecret(config.datapath.secretFile);
+
 		const d = await openDatapath({
 			pinRoot: config.pinRoot,
 			runDir,
@@ -281,6 +284,18 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				json<{ dst?: string }>(await run('ip', ['-j', '-4', 'route', 'show', 'table', 'all'])).map((r) => r.dst ?? ''),
 			names,
 			log,
+			whyNoEncryption: () => encryption.whyNot(),
+		});
+		const encryption = new Encryption({
+			run,
+			...(secret === undefined ? {} : { secret }),
+			vxlanPort: config.datapath.vxlanPort,
+			keyPort: config.datapath.keyPort,
+			intervalMs: config.datapath.keyInterval,
+			state: () => state.encryption,
+			save: (next) => saveState({ ...state, encryption: next }),
+			attach: (ifindex) => d.attachEsp(ifindex),
+			log: (level, text) => log[level](text),
 		});
 		const locals = createLocal({
 			run,
@@ -350,6 +365,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const metrics = createMetrics({
 			version: deps.version,
 			abi: MESH_ABI,
+			encryption: () => encryption.metrics(),
 			programs: PROGRAMS,
 			verdicts: VERDICTS,
 			counters: () => (closed ? undefined : d.store.counters()),
@@ -640,6 +656,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			}
 		}
 
+		/** The interface that encrypts is in the map while it is there, and its program on it. */
+		async function encrypt(): Promise<void> {
+			const ifindex = await encryption.update({
+				self: config.node.name,
+				nodes: membership.nodes,
+				networks: membership.networks,
+				attached: new Set(networks.facts().map((f) => f.vni)),
+			});
+			if (d.store.encryption.get().ifindex !== ifindex) d.store.encryption.set({ ifindex });
+		}
+
 		let socketTried = false;
 		function commit(): void {
 			d.commit();
@@ -734,7 +761,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					attachEndpoints(wantedEndpoints);
 					errors.push(...networks.attachPrograms(d).values());
 				}
-				if (committed) networks.detachPrograms(d);
+				if (committed) {
+					networks.detachPrograms(d);
+					await encrypt();
+				}
 				if (committed && !socketTried) {
 					socketTried = true;
 					const root = cgroupRoot();
@@ -906,6 +936,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								`${n} does not answer probes (no agent there, or cut off): its backends are not chosen while there are others`,
 						),
 						...warnings.values(),
+						...encryption.warnings(),
 						...((mesh?.vips.services.size ?? 0) > 0 && namespaces?.problem() !== undefined
 							? [namespaces.problem() as string]
 							: []),
@@ -1100,6 +1131,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearTimeout(timer);
 			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
+			await encryption.close();
 			await pool.close();
 			// It writes what it remembers.
 			await closing;
@@ -1214,5 +1246,6 @@ export async function undo(stateFile: string, run: Run = runCommand): Promise<vo
 	for (const n of state.neighbours) await run('ip', ['neigh', 'del', n.address, 'dev', n.device]).catch(() => '');
 	for (const o of state.offloads) await turnOnOffload(run, o.device, o.feature);
 	await removeOverlay(run, state.overlay);
+	if (state.encryption.up) await removeEncryption(run);
 	removeState(stateFile);
 }

@@ -33,6 +33,8 @@ export interface NetworksDeps {
 	/** VNI of the mesh itself. */
 	readonly meshVni: () => number;
 	readonly netnsOfContainer: (id: string) => Promise<string>;
+	/** Why this node cannot encrypt. */
+	readonly whyNoEncryption: () => Promise<string | undefined>;
 	/** Where the source gives out addresses; undefined: each node has its slices. */
 	readonly addresses?: Addresses;
 	/** Where an operator changes the membership. */
@@ -98,15 +100,6 @@ export interface Networks {
 const FIRST_VNI = 4096;
 
 const vipHolder = (service: string): string => `vip-${service}`;
-
-function refuseEncrypted(name: string): never {
-	throw new AgentError(
-		409,
-		'NO_ENCRYPTION',
-		`network ${name} is encrypted, which this version cannot carry: no packet of it would leave the node`,
-		'network',
-	);
-}
 
 /** The last answer again where the arguments are the same objects. */
 function memoize<A extends readonly unknown[], R>(f: (...args: A) => R): (...args: A) => R {
@@ -177,6 +170,12 @@ export function createNetworks(deps: NetworksDeps): Networks {
 	const completed = memoize((m: Membership, _state: OverlayState) => withLegs(m, deps.self(), localEndpoints()));
 	const named = memoize((m: Membership, _state: OverlayState) => namedNetworks(m, localEndpoints()));
 	let told: readonly NamedNetwork[] | undefined;
+	/** Where this node cannot encrypt. */
+	const refuseEncrypted = async (name: string): Promise<void> => {
+		const why = await deps.whyNoEncryption();
+		if (why !== undefined)
+			throw new AgentError(409, 'NO_ENCRYPTION', `network ${name} is encrypted, and ${why}`, 'network');
+	};
 
 	return {
 		async draft(body) {
@@ -208,7 +207,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 				const other = networks.find((n) => n.vni === vni);
 				if (other !== undefined) refuse('CONFLICT', `VNI ${vni} is network ${other.name}'s: choose another`, 'vni');
 			}
-			if (body.options?.encrypted) refuseEncrypted(body.name);
+			if (body.options?.encrypted) await refuseEncrypted(body.name);
 			const { ipv6, ...document } = body;
 			const six = ipv6 === true && body.subnet6 === undefined ? { subnet6: localSubnet6(vni) } : {};
 			return { ...document, subnet, vni, ...six };
@@ -389,7 +388,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 					`Could not attach to network ${network.name}: network ${network.name} not manually attachable`,
 					'network',
 				);
-			if (network.options.encrypted) refuseEncrypted(network.name);
+			if (network.options.encrypted) await refuseEncrypted(network.name);
 			const netns =
 				request.netns ??
 				(request.pid !== undefined

@@ -11,7 +11,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { BeelineError } from '../errors.js';
 import type { OverlayEndpointFact } from '../mesh/overlay.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
-import { address6Of, contains, freeAddress, gatewayOf, macOfAddress, OVERLAY_OVERHEAD } from '../mesh/subnets.js';
+import { address6Of, contains, freeAddress, gatewayOf, innerMtu, macOfAddress } from '../mesh/subnets.js';
 import type { NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import type { Run } from './exec.js';
 import { type Gateway, type GatewayLeg, removeGateway } from './gateway.js';
@@ -385,7 +385,7 @@ export class Overlay {
 		const host = `bl-${short(id, 12)}`;
 		const mac = known?.mac ?? macOfAddress(address);
 		const address6 = known?.address6 ?? (n.subnet6 === undefined ? undefined : address6Of(n.subnet6, address));
-		const mtu = (n.options.mtu ?? r.underlayMtu) - OVERLAY_OVERHEAD;
+		const mtu = innerMtu(n.options.mtu ?? r.underlayMtu, n.options.encrypted ?? false);
 		this.making.add(host);
 		let leg: GatewayLeg | undefined;
 		try {

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { type EncryptionState, NO_ENCRYPTION_STATE } from './encryption.js';
 import { NO_OVERLAY_STATE, type OverlayState } from './overlay.js';
 
 export interface AgentState {
@@ -18,6 +19,8 @@ export interface AgentState {
 	readonly kernelPorts: readonly string[];
 	/** Endpoints on overlay networks, and their legs on the gateway's bridge. */
 	readonly overlay: OverlayState;
+	/** Keys of encrypted networks that are in the kernel: which, not what they are. */
+	readonly encryption: EncryptionState;
 }
 
 export const NO_STATE: AgentState = {
@@ -26,6 +29,7 @@ export const NO_STATE: AgentState = {
 	offloads: [],
 	kernelPorts: [],
 	overlay: NO_OVERLAY_STATE,
+	encryption: NO_ENCRYPTION_STATE,
 };
 
 export function statePath(pinRoot: string, runDir = '/run/beeline'): string {
@@ -46,6 +50,7 @@ export function readState(path: string): AgentState {
 			offloads: s.offloads ?? [],
 			kernelPorts: s.kernelPorts ?? [],
 			overlay: s.overlay ?? NO_OVERLAY_STATE,
+			encryption: s.encryption ?? NO_ENCRYPTION_STATE,
 		};
 	} catch {
 		return NO_STATE;

@@ -3,6 +3,7 @@
 import { createSocket } from 'node:dgram';
 import { existsSync, readFileSync, statfsSync } from 'node:fs';
 import { cgroupRoot } from '../agent/agent.js';
+import { readSecret, whyNoEsp } from '../agent/encryption.js';
 import { run } from '../agent/exec.js';
 import { chooseUplinks, globalAddresses, readLinks } from '../agent/links.js';
 import { parseFeatures } from '../agent/offloads.js';
@@ -133,6 +134,28 @@ export async function doctor(o: { readonly config?: string; readonly format: For
 		add('ok', 'TC attachment', probe('tcx') ? 'tcx links' : 'clsact filters (tcx links need Linux 6.6)');
 	} catch (e) {
 		add('error', 'libbpf', sentence(e), 'install libbpf (Debian: libbpf1)');
+	}
+	// Only who has a secret, or may want one, is told: most clusters have no encrypted network.
+	const noEsp = await whyNoEsp(run);
+	if (noEsp === undefined) add('ok', 'encryption', 'this kernel has IPsec ESP and xfrm interfaces');
+	else
+		add(
+			config?.datapath.secretFile === undefined ? 'ok' : 'error',
+			'encryption',
+			`encrypted networks are refused: ${noEsp.split(': boot ')[0]}`,
+			'a distribution’s kernel has it; without encrypted networks it is not needed',
+		);
+	if (config?.datapath.secretFile !== undefined) {
+		try {
+			readSecret(config.datapath.secretFile);
+			add(
+				'ok',
+				'secret',
+				`${config.datapath.secretFile}; UDP ${config.datapath.keyPort} and IP protocol 50 must be open between nodes`,
+			);
+		} catch (e) {
+			add('error', 'secret', sentence(e));
+		}
 	}
 	const s = sources();
 	const clang = await run('clang', ['--version']).then(

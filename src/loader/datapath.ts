@@ -21,6 +21,7 @@ export const OBJECTS: readonly string[] = [
 	'endpoint_tc.bpf.o',
 	'overlay_tc.bpf.o',
 	'gateway_tc.bpf.o',
+	'esp_tc.bpf.o',
 	'socket.bpf.o',
 ];
 
@@ -109,6 +110,8 @@ export interface Datapath {
 	 */
 	attachGateway(ifindex: number, own: boolean): { readonly via: 'tcx' | 'clsact' };
 	detachGateway(ifindex: number): void;
+	/** TC ingress on the xfrm interface of encrypted networks. */
+	attachEsp(ifindex: number): { readonly via: 'tcx' | 'clsact' };
 	/** All hooks of `socket` on a cgroup2 directory, usually the root. @throws LoaderError ATTACH_FAILED */
 	attachSocket(cgroupPath: string): void;
 	detachSocket(): void;
@@ -203,6 +206,7 @@ function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings:
 		detachGateway(ifindex) {
 			for (const slot of ['gateway_tc', 'gateway_tc_egress']) loaded.detach(slot, ifindex);
 		},
+		attachEsp: (ifindex) => loaded.attachTc({ slot: 'esp_tc', program: 'esp_tc', ifindex, direction: 'ingress' }),
 		attachSocket(path) {
 			// Answers before questions: a rewritten connect() whose getpeername() tells the backend would be seen.
 			for (const program of [...SOCKET_PROGRAMS].reverse())

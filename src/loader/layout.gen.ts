@@ -124,7 +124,8 @@ export const Program = {
 	PROGRAM_ENDPOINT_TC: 3,
 	PROGRAM_SOCKET: 4,
 	PROGRAM_OVERLAY_TC: 5,
-	PROGRAM_COUNT: 6,
+	PROGRAM_ESP_TC: 6,
+	PROGRAM_COUNT: 7,
 } as const;
 
 /** enum verdict */
@@ -144,40 +145,41 @@ export const Verdict = {
 	ENCAP_FRAGMENTS: 12,
 	ENCAP_REBALANCED: 13,
 	ENCAP_OVERLAY: 14,
-	DELIVER_ENDPOINT: 15,
-	DELIVER_LOCAL_PROCESS: 16,
-	DELIVER_ICMP: 17,
-	DELIVER_FRAGMENT: 18,
-	DELIVER_SOCKET: 19,
-	DELIVER_OVERLAY: 20,
-	DELIVER_VIP: 21,
-	DELIVER_ON_LINK: 22,
-	RETURN_CLIENT_DSR: 23,
-	RETURN_CLIENT_LOCAL: 24,
-	RETURN_ENCAP: 25,
-	RETURN_FORWARD: 26,
-	RETURN_TOO_BIG: 27,
-	RETURN_PROBE: 28,
-	RETURN_FRAGMENTED: 29,
-	RETURN_NEIGHBOUR: 30,
-	RETURN_ECHO: 31,
-	RETURN_TASK: 32,
-	DROP_MALFORMED: 33,
-	DROP_UNKNOWN_VTEP: 34,
-	DROP_UNKNOWN_BACKEND: 35,
-	DROP_BAD_RETURN: 36,
-	DROP_NO_BACKEND: 37,
-	DROP_DENIED: 38,
-	DROP_TOO_BIG: 39,
-	DROP_NO_NEXT_HOP: 40,
-	DROP_NO_PORT: 41,
-	DROP_FRAGMENT: 42,
-	DROP_SPOOFED: 43,
-	DROP_NO_ENDPOINT: 44,
-	DROP_FLOOD: 45,
-	DROP_PLAIN: 46,
-	DROP_HELPER: 47,
-	VERDICT_COUNT: 48,
+	ENCAP_ESP: 15,
+	DELIVER_ENDPOINT: 16,
+	DELIVER_LOCAL_PROCESS: 17,
+	DELIVER_ICMP: 18,
+	DELIVER_FRAGMENT: 19,
+	DELIVER_SOCKET: 20,
+	DELIVER_OVERLAY: 21,
+	DELIVER_VIP: 22,
+	DELIVER_ON_LINK: 23,
+	RETURN_CLIENT_DSR: 24,
+	RETURN_CLIENT_LOCAL: 25,
+	RETURN_ENCAP: 26,
+	RETURN_FORWARD: 27,
+	RETURN_TOO_BIG: 28,
+	RETURN_PROBE: 29,
+	RETURN_FRAGMENTED: 30,
+	RETURN_NEIGHBOUR: 31,
+	RETURN_ECHO: 32,
+	RETURN_TASK: 33,
+	DROP_MALFORMED: 34,
+	DROP_UNKNOWN_VTEP: 35,
+	DROP_UNKNOWN_BACKEND: 36,
+	DROP_BAD_RETURN: 37,
+	DROP_NO_BACKEND: 38,
+	DROP_DENIED: 39,
+	DROP_TOO_BIG: 40,
+	DROP_NO_NEXT_HOP: 41,
+	DROP_NO_PORT: 42,
+	DROP_FRAGMENT: 43,
+	DROP_SPOOFED: 44,
+	DROP_NO_ENDPOINT: 45,
+	DROP_FLOOD: 46,
+	DROP_PLAIN: 47,
+	DROP_HELPER: 48,
+	VERDICT_COUNT: 49,
 } as const;
 
 /** Names of the verdicts, by number: labels of metrics and names in the monitor. */
@@ -197,6 +199,7 @@ export const VERDICTS: readonly string[] = [
 	'encap_fragments',
 	'encap_rebalanced',
 	'encap_overlay',
+	'encap_esp',
 	'deliver_endpoint',
 	'deliver_local_process',
 	'deliver_icmp',
@@ -233,7 +236,7 @@ export const VERDICTS: readonly string[] = [
 ];
 
 /** Names of the programs, by number. */
-export const PROGRAMS: readonly string[] = ['uplink_xdp', 'uplink_tc', 'uplink_tc_egress', 'endpoint_tc', 'socket', 'overlay_tc'];
+export const PROGRAMS: readonly string[] = ['uplink_xdp', 'uplink_tc', 'uplink_tc_egress', 'endpoint_tc', 'socket', 'overlay_tc', 'esp_tc'];
 
 /** struct transition, 24 bytes */
 export interface Transition {
@@ -606,6 +609,22 @@ export const networkCodec: Codec<Network> = {
 	},
 	decode: (v, at) => ({
 		flags: v.getUint32(at, true),
+	}),
+};
+
+/** struct encryption, 4 bytes */
+export interface Encryption {
+	readonly ifindex: number;
+}
+
+export const encryptionCodec: Codec<Encryption> = {
+	size: 4,
+	offsets: { ifindex: 0 },
+	encode(row, v, at) {
+		v.setUint32(at, row.ifindex, true);
+	},
+	decode: (v, at) => ({
+		ifindex: v.getUint32(at, true),
 	}),
 };
 

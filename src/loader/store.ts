@@ -28,7 +28,9 @@ import {
 	type Backend,
 	backendCodec,
 	backendCountersCodec,
+	type Encryption,
 	type Event,
+	encryptionCodec,
 	eventCodec,
 	type Frontend,
 	frontendCodec,
@@ -900,6 +902,8 @@ export interface Events extends AsyncIterable<Event> {
 export interface KernelStore extends MeshStore {
 	readonly events: Events;
 	readonly tables: KernelTables;
+	/** The interface that encrypts. */
+	readonly encryption: { get(): Encryption; set(row: Encryption): void };
 	/** Gives up the store's own handles; the maps stay. */
 	close(): void;
 }
@@ -942,6 +946,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const overlayEndpoints = typed('overlay_endpoints', overlayKey, wire(overlayEndpointCodec));
 	const overlaySlices = typed('overlay_slices', overlaySliceKey, u32);
 	const overlayPorts = typed('overlay_ports', u32, wire(overlayPortCodec));
+	const encryption = typed('encryption', u32, wire(encryptionCodec));
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
 	const tables = new Tables(slots, transitions, function* () {
@@ -1017,6 +1022,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		overlayEndpoints: hashStore(overlayEndpoints),
 		overlaySlices: trieStore(overlaySlices),
 		overlayPorts: hashStore(overlayPorts),
+		encryption: { get: () => encryption.get(0)!, set: (row: Encryption) => encryption.set(0, row) },
 		vip,
 		onLink: trieStore(onLink),
 		counters(): Counters {

@@ -28,6 +28,15 @@ export interface MetricsSnapshot {
 	readonly refused: number;
 }
 
+export interface EncryptionCounters {
+	readonly ready: number;
+	readonly missing: number;
+	readonly oldestSeconds: number;
+	readonly sessions: number;
+	readonly errors: number;
+	readonly refused: number;
+}
+
 export interface MetricsDeps {
 	readonly version: string;
 	readonly abi: number;
@@ -41,6 +50,8 @@ export interface MetricsDeps {
 	readonly runSeconds: () => readonly { readonly program: string; readonly seconds: number }[] | undefined;
 	/** What the name service counted; undefined, or absent, where there is none. */
 	readonly dns?: () => DnsCounters | undefined;
+	/** Of encrypted networks; undefined, or absent, where there are none. */
+	readonly encryption?: () => EncryptionCounters | undefined;
 }
 
 export interface Metrics {
@@ -143,6 +154,15 @@ export function createMetrics(deps: MetricsDeps): Metrics {
 			for (const [state, n] of Object.entries(dns.namespaces)) set('dnsNamespaces', { state }, n);
 			count('dnsTruncated', {}, dns.truncated);
 			set('dnsForwarding', {}, dns.inFlight);
+		}
+		const keys = deps.encryption?.();
+		if (keys !== undefined) {
+			set('encryptionPeers', { state: 'ready' }, keys.ready);
+			set('encryptionPeers', { state: 'missing' }, keys.missing);
+			set('encryptionKeyAge', {}, keys.oldestSeconds);
+			count('encryptionSessions', {}, keys.sessions);
+			count('encryptionErrors', {}, keys.errors);
+			count('encryptionRefused', {}, keys.refused);
 		}
 		const runs = new Map<string, number>();
 		for (const r of deps.runSeconds() ?? []) runs.set(r.program, (runs.get(r.program) ?? 0) + r.seconds);

@@ -6,7 +6,17 @@ export interface MetricSpec {
 	readonly name: string;
 	readonly type: 'counter' | 'gauge' | 'histogram';
 	readonly help: string;
-	readonly unit: 'packets' | 'bytes' | 'seconds' | 'flows' | 'entries' | 'slots' | 'errors' | 'queries' | 'none';
+	readonly unit:
+		| 'packets'
+		| 'bytes'
+		| 'seconds'
+		| 'flows'
+		| 'entries'
+		| 'slots'
+		| 'errors'
+		| 'queries'
+		| 'messages'
+		| 'none';
 	readonly labels: readonly string[];
 	/** Upper bounds of a histogram, in its unit. */
 	readonly buckets?: readonly number[];
@@ -168,6 +178,41 @@ export const METRICS = {
 		help: 'Namespaces of endpoints by state: serving, or held by another resolver or server on port 53',
 		unit: 'entries',
 		labels: ['state'],
+	},
+	encryptionPeers: {
+		name: 'beeline_encryption_peers',
+		type: 'gauge',
+		help: 'Nodes of encrypted networks by whether this node has keys with them: ready, or missing (wanted by endpoints here)',
+		unit: 'entries',
+		labels: ['state'],
+	},
+	encryptionKeyAge: {
+		name: 'beeline_encryption_key_age_seconds',
+		type: 'gauge',
+		help: 'Age of the oldest keys in use; above datapath.keyInterval a node does not renew them',
+		unit: 'seconds',
+		labels: [],
+	},
+	encryptionSessions: {
+		name: 'beeline_encryption_sessions_total',
+		type: 'counter',
+		help: 'Keys agreed on with other nodes, renewals included',
+		unit: 'none',
+		labels: [],
+	},
+	encryptionErrors: {
+		name: 'beeline_encryption_errors_total',
+		type: 'counter',
+		help: 'Keys that could not be made or given to the kernel',
+		unit: 'errors',
+		labels: [],
+	},
+	encryptionRefused: {
+		name: 'beeline_encryption_refused_messages_total',
+		type: 'counter',
+		help: 'Messages about keys from who has another secret or shares no encrypted network',
+		unit: 'messages',
+		labels: [],
 	},
 	programRun: {
 		name: 'beeline_program_run_seconds_total',

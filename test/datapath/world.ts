@@ -137,7 +137,8 @@ export type ProgramName =
 	| 'uplink_tc_egress'
 	| 'endpoint_tc'
 	| 'gateway_tc'
-	| 'overlay_tc';
+	| 'overlay_tc'
+	| 'esp_tc';
 
 /** Sizes that make a copy of the maps cheap. */
 export const SMALL_MAPS: Readonly<Record<string, number>> = {
@@ -195,7 +196,7 @@ export class World implements Disposable {
 		const maps = new Map<string, BpfMap>();
 		for (const name of o.clockIsGiven
 			? ['uplink_xdp']
-			: ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'gateway_tc', 'overlay_tc']) {
+			: ['uplink_xdp', 'uplink_tc', 'endpoint_tc', 'gateway_tc', 'overlay_tc', 'esp_tc']) {
 			const obj = open(await objectOf(name), { name: `${name}.bpf` });
 			if (name === 'uplink_xdp') {
 				for (const [map, n] of Object.entries({ ...SMALL_MAPS, ...o.maxEntries })) obj.setMaxEntries(map, n);

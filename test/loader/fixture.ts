@@ -59,6 +59,9 @@ SEC("tc") int uplink_tc_egress(struct __sk_buff *skb) { touch(); return -1; }
 	'overlay_tc.bpf.c': `${HEAD}
 SEC("tc") int overlay_tc(struct __sk_buff *skb) { touch(); return -1; }
 `,
+	'esp_tc.bpf.c': `${HEAD}
+SEC("tc") int esp_tc(struct __sk_buff *skb) { touch(); return -1; }
+`,
 	'endpoint_tc.bpf.c': `${HEAD}
 SEC("tc") int endpoint_tc(struct __sk_buff *skb) { touch(); return -1; }
 `,

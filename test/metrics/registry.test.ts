@@ -55,6 +55,7 @@ function setUp() {
 			inFlight: 2,
 			namespaces: { serving: 7, held: 1 },
 		}),
+		encryption: () => ({ ready: 4, missing: 1, oldestSeconds: 90, sessions: 12, errors: 0, refused: 3 }),
 	});
 	const value = async (line: string) => {
 		const { text } = await metrics.scrape();
@@ -98,6 +99,12 @@ test('values and labels', async () => {
 	assert.is(await value('beeline_dns_upstream_failures_total{reason="timeout"}'), 5);
 	assert.is(await value('beeline_dns_truncated_total'), 3);
 	assert.is(await value('beeline_dns_forwarding'), 2);
+	assert.is(await value('beeline_encryption_peers{state="ready"}'), 4);
+	assert.is(await value('beeline_encryption_peers{state="missing"}'), 1);
+	assert.is(await value('beeline_encryption_key_age_seconds'), 90);
+	assert.is(await value('beeline_encryption_sessions_total'), 12);
+	assert.is(await value('beeline_encryption_errors_total'), 0);
+	assert.is(await value('beeline_encryption_refused_messages_total'), 3);
 	assert.is(await value('beeline_dns_namespaces{state="held"}'), 1);
 	assert.is(await value('beeline_packets_total{program="uplink_xdp",verdict="encap_node"}'), 7);
 	assert.is(await value('beeline_bytes_total{program="uplink_xdp",verdict="encap_node"}'), 700);
