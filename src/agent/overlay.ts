@@ -329,7 +329,7 @@ export class Overlay {
 			);
 		this.making.add(host);
 		try {
-			const mtu = r.mtu - OVERLAY_OVERHEAD;
+			const mtu = innerMtu(r.mtu, n.options.encrypted ?? false);
 			const ifindex = await makeVeth(run, host, undefined, inside, mtu);
 			await segmentInside(run, OWN_NETNS, inside);
 			await run('ip', ['link', 'set', host, 'addrgenmode', 'none']);
