@@ -233,7 +233,7 @@ async function main(): Promise<object> {
 				matrix[`${from} > ${to} by IPv6`] = pings(from, address6(to));
 			}
 		matrix['o1 > o2'] = pings('o1', address4('o2'));
-		matrix['1416 bytes'] = pings('s1', address4('s2'), ['-M', 'do', '-s', '1388']);
+		matrix['1408 bytes'] = pings('s1', address4('s2'), ['-M', 'do', '-s', '1380']);
 		matrix['4000 bytes'] = pings('s1', address4('s2'), ['-s', '4000']);
 		matrix.patterned = pings('s1', address4('s2'), [
 			'-p',
