@@ -60,12 +60,12 @@ INLINE bool is_mapped(const struct packet *p, const struct in6_addr *a)
 }
 
 /*
- * Largest inner packet whose ESP fits: IP 20, ESP 8, IV 8, ICV 16; what is between is padded, with 2 bytes of trailer, to
- * a multiple of 4; in it UDP 8, VXLAN 8, Ethernet 14. Of 1500 bytes 1416 are left.
+ * Largest inner packet whose ESP fits: IP 20, ESP 8, IV 8, ICV 16, and 8 that the kernel reserves for IP options (BEET); what is
+ * between is padded, with 2 bytes of trailer, to a multiple of 4; in it UDP 8, VXLAN 8, Ethernet 14. Of 1500 bytes 1408 are left.
  */
 INLINE __u16 esp_inner_mtu(__u16 mtu)
 {
-	return ((mtu - 52) & ~3) - 32;
+	return ((mtu - 60) & ~3) - 32;
 }
 
 /* The interface that makes ESP; 0: there is none. */

@@ -657,12 +657,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		/** The interface that encrypts is in the map while it is there, and its program on it. */
-		async function encrypt(): Promise<void> {
+		async function encrypt(looks: boolean): Promise<void> {
 			const ifindex = await encryption.update({
 				self: config.node.name,
 				nodes: membership.nodes,
 				networks: membership.networks,
 				attached: new Set(networks.facts().map((f) => f.vni)),
+				looks,
 			});
 			if (d.store.encryption.get().ifindex !== ifindex) d.store.encryption.set({ ifindex });
 		}
@@ -715,6 +716,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 								uplinks: config.uplinks,
 								vxlanPort: config.datapath.vxlanPort,
 								httpPorts: ownPorts(config),
+								...(config.datapath.secretFile === undefined ? {} : { keyPort: config.datapath.keyPort }),
 								acceptFirewallBypass: config.datapath.acceptFirewallBypass,
 								gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
 							})
@@ -763,7 +765,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}
 				if (committed) {
 					networks.detachPrograms(d);
-					await encrypt();
+					await encrypt(looks);
 				}
 				if (committed && !socketTried) {
 					socketTried = true;

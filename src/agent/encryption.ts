@@ -43,6 +43,8 @@ export interface EncryptionInput {
 	readonly networks: readonly NetworkSpec[];
 	/** VNIs of networks that this node has endpoints on. */
 	readonly attached: ReadonlySet<number>;
+	/** False: the kernel's interfaces are as they were, and are not looked at. */
+	readonly looks?: boolean;
 }
 
 export interface EncryptionMetrics extends ExchangeCounters {
@@ -259,27 +261,28 @@ export class Encryption {
 		}
 		const why = await this.whyNot();
 		if (why !== undefined) {
-			this.#failure = why;
+			this.#failure = `they are closed, nothing of them leaves or enters this node: ${why}`;
 			return 0;
 		}
 		if (this.#active !== undefined && this.#active.self !== self) await this.#stop();
+		let ifindex = 0;
 		try {
-			const ifindex = await this.#device();
+			ifindex = this.#active !== undefined && input.looks === false ? this.#active.ifindex : await this.#device();
 			if (this.#active !== undefined && this.#active.ifindex !== ifindex) await this.#leave();
 			this.#active ??= await this.#start(self, ifindex);
 		} catch (e) {
-			this.#failure = redact(e);
-			return 0;
+			// Keys that the kernel has serve on: what cannot be is that a packet leaves without.
+			this.#failure = `${ifindex === 0 ? 'they are closed, nothing of them leaves or enters this node' : 'keys are not renewed'}: ${redact(e)}`;
+			return ifindex;
 		}
 		this.#failure = undefined;
 		this.#active.exchange.update(peers);
-		return this.#active.ifindex;
+		return ifindex;
 	}
 
 	warnings(): string[] {
 		if (!this.#needed) return [];
-		if (this.#failure !== undefined)
-			return [`encrypted networks are closed on this node, nothing of them leaves or enters it: ${this.#failure}`];
+		if (this.#failure !== undefined) return [`encrypted networks: ${this.#failure}`];
 		if (this.#active === undefined || Date.now() - this.#active.since < QUIET_MS) return [];
 		const { missing, stale } = this.#active.exchange.problems();
 		return [

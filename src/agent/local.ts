@@ -30,6 +30,8 @@ export interface LocalInput {
 	readonly uplinks: readonly string[] | undefined;
 	readonly vxlanPort: number;
 	readonly httpPorts: ReadonlySet<number>;
+	/** UDP; undefined: this node encrypts nothing. */
+	readonly keyPort?: number;
 	readonly acceptFirewallBypass: boolean;
 	/** Devices that hold the gateway of tasks, backends or not: docker_gwbridge. */
 	readonly gateways: readonly string[];
@@ -415,6 +417,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 				firewall: rules,
 				vxlanPort: input.vxlanPort,
 				httpPorts: input.httpPorts,
+				...(input.keyPort === undefined ? {} : { keyPort: input.keyPort }),
 				acceptFirewallBypass: input.acceptFirewallBypass,
 				served,
 			};

@@ -63,6 +63,8 @@ export interface PortRules {
 	readonly firewall: Firewall;
 	readonly vxlanPort: number;
 	readonly httpPorts: ReadonlySet<number>;
+	/** UDP. */
+	readonly keyPort?: number;
 	readonly acceptFirewallBypass: boolean;
 	/** Ports that are served already: a socket or a rule that came later does not take them away. */
 	readonly served: ReadonlySet<string>;
@@ -92,6 +94,8 @@ function whyRefused(p: Published, rules: PortRules, key: string): string | undef
 	if (p.port === 2377 && p.protocol === 'tcp') return `port 2377 belongs to Swarm's managers: ${publishAnother}`;
 	if (p.port === 7946) return `port 7946 belongs to Swarm's gossip: ${publishAnother}`;
 	if (p.port === rules.vxlanPort && p.protocol === 'udp') return `port ${p.port} is the VXLAN port: ${publishAnother}`;
+	if (p.port === rules.keyPort && p.protocol === 'udp')
+		return `port ${p.port} is for keys of encrypted networks (datapath.keyPort): ${publishAnother}`;
 	if (rules.httpPorts.has(p.port) && p.protocol === 'tcp')
 		return `port ${p.port} is this agent's own HTTP port: ${publishAnother}`;
 	if (rules.served.has(key)) return undefined;

@@ -114,17 +114,17 @@ if (insideNetns(import.meta.url, 'datapath: encrypted networks')) {
 			expect(says(udp(2, 3, six)), 'deliver_overlay', 'redirect');
 		}
 	});
-	test('what would not fit once encrypted is refused to the endpoint: 1416 of 1500 bytes are left', () => {
+	test('what would not fit once encrypted is refused to the endpoint: 1408 of 1500 bytes are left', () => {
 		const node = w.store.nodes.get(2) as Node;
 		w.store.nodes.setMany([[2, { ...node, mtu: 1500 }]]);
 		for (const six of FAMILIES) {
 			const head = six ? 60 : 40;
-			expect(says(tcp(2, FAR, six, 1416 - head)), 'encap_esp', 'redirect');
-			const r = says(tcp(2, FAR, six, 1417 - head));
+			expect(says(tcp(2, FAR, six, 1408 - head)), 'encap_esp', 'redirect');
+			const r = says(tcp(2, FAR, six, 1409 - head));
 			expect(r, 'return_too_big', 'redirect');
-			assert.match(r.out, /icmp6? type [23] code [04] mtu 1416/);
+			assert.match(r.out, /icmp6? type [23] code [04] mtu 1408/);
 			// Many segments in one skb: what counts is one of them.
-			expect(says(tcp(2, FAR, six, 3000), 1417 - head), 'return_too_big', 'redirect');
+			expect(says(tcp(2, FAR, six, 3000), 1409 - head), 'return_too_big', 'redirect');
 		}
 		w.store.nodes.setMany([[2, node]]);
 	});
@@ -155,7 +155,7 @@ if (insideNetns(import.meta.url, 'datapath: encrypted networks')) {
 				data "hello"
 			`,
 		);
-		expect(arrives(tcp(FAR, 2, false, 1376)), 'deliver_overlay', 'redirect');
+		expect(arrives(tcp(FAR, 2, false, 1368)), 'deliver_overlay', 'redirect');
 	});
 	test('an encrypted packet of a plain network, or of none, is no packet of ours', () => {
 		expect(arrives(udp(FAR, 2), { vni: VNIS.red }), 'drop_no_endpoint', 'drop');

@@ -98,7 +98,7 @@ scenario(
 			assert.is(r.stderr.trim().split('\n').length, 1);
 			assert.match(
 				(await b.mesh.agent('n2').status()).warnings.join('\n'),
-				/encrypted networks are closed on this node/,
+				/encrypted networks: they are closed, nothing of them leaves or enters this node: datapath.secretFile is not set/,
 			);
 		});
 
@@ -115,7 +115,7 @@ scenario(
 				assert.is(r.stderr.trim().split('\n').length, 1);
 				assert.match(
 					(await b.mesh.agent('n1').status()).warnings.join('\n'),
-					/nothing of them leaves or enters it: this kernel has no/,
+					/nothing of them leaves or enters this node: this kernel has no/,
 				);
 				assert.equal(
 					(b.net.ipJson('n1', 'link show') as { ifname: string }[]).map((l) => l.ifname),

@@ -40,15 +40,15 @@ const place = (name: Name) => PLACES.find(([n]) => n === name) as (typeof PLACES
 const address4 = (name: Name) => `10.${place(name)[2] === SECRET ? 45 : 46}.0.${place(name)[3]}`;
 const address6 = (name: Name) => `fd00:${place(name)[2] === SECRET ? 45 : 46}::${place(name)[3]}`;
 
-/** Packets between nodes that the switch saw, by kind. */
+/** Packets that the switch saw, by kind; and one of ESP from n1 to n2, in hexadecimal. */
 function sight(file: string): {
 	readonly kinds: Record<string, number>;
 	readonly marker: boolean;
-	readonly lines: string[];
+	readonly esp?: string;
 } {
 	const bytes = readFileSync(file);
 	const kinds: Record<string, number> = {};
-	const lines: string[] = [];
+	let esp: string | undefined;
 	// pcap: a header of 24, then for each packet 16 and its bytes.
 	for (let at = 24; at + 16 <= bytes.length; ) {
 		const length = bytes.readUInt32LE(at + 8);
@@ -57,7 +57,7 @@ function sight(file: string): {
 		let kind = `ethertype ${p.readUInt16BE(12).toString(16)}`;
 		if (p.readUInt16BE(12) === 0x0800) {
 			const l4 = 14 + (p[14] & 15) * 4;
-			kind = `ip ${p[23]}`;
+			kind = p[23] === 1 ? 'icmp' : `ip ${p[23]}`;
 			if (p[23] === 50) kind = 'esp';
 			if (p[23] === 17) {
 				const port = p.readUInt16BE(l4 + 2);
@@ -66,9 +66,26 @@ function sight(file: string): {
 			}
 		}
 		kinds[kind] = (kinds[kind] ?? 0) + 1;
-		if (kind === `vxlan ${SECRET}`) lines.push(p.toString('hex'));
+		if (kind === 'esp' && p[29] === 1 && p[33] === 2) esp ??= p.toString('hex');
 	}
-	return { kinds, marker: bytes.includes(MARKER), lines };
+	return { kinds, marker: bytes.includes(MARKER), esp };
+}
+
+/** VXLAN of the encrypted network in the clear, from one node to another. */
+function plainFrame(net: Topology, from: string, to: string): string {
+	const inner = Buffer.from(
+		'02420a2d000202420a2d00010800' + '4500001c000000004011' + '0000' + '0a2d0001' + '0a2d0002' + '0009000900080000',
+		'hex',
+	);
+	const mac = (node: string) => Buffer.from(net.mac(node).replaceAll(':', ''), 'hex');
+	const ip = Buffer.from([0x45, 0, 0, 36 + inner.length, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+	const header = Buffer.concat([ip, ...[from, to].map((n) => Buffer.from(net.address(n).v4.split('.').map(Number)))]);
+	let sum = 0;
+	for (let k = 0; k < 20; k += 2) sum += header.readUInt16BE(k);
+	header.writeUInt16BE(~((sum & 0xffff) + (sum >> 16)) & 0xffff, 10);
+	const udp = Buffer.from([0xc0, 1, 4789 >> 8, 4789 & 255, 0, 16 + inner.length, 0, 0]);
+	const vxlan = Buffer.from([8, 0, 0, 0, SECRET >> 16, (SECRET >> 8) & 255, SECRET & 255, 0]);
+	return Buffer.concat([mac(to), mac(from), Buffer.from([8, 0]), header, udp, vxlan, inner]).toString('hex');
 }
 
 /** The file of rows of a node: what an agent would work out. */
@@ -179,8 +196,27 @@ class Nodes {
 	}
 }
 
-async function main(): Promise<object> {
-	const seen: Record<string, unknown> = {};
+export interface Seen {
+	/** What was tried → whether it worked. */
+	matrix: Record<string, boolean>;
+	/** Requests that were answered, failures, and who answered or how often TCP sent again. */
+	tcp: Record<'few' | 'bulk', readonly unknown[]>;
+	/** Packets that the switch saw by kind; whether it could read what endpoints said. */
+	wire: { kinds: Record<string, number>; marker: boolean };
+	counters: Record<string, NodeReport['counters']>;
+	refused: { plain: number; copies: number };
+	/** Sent and received, while keys change and an agent is killed and started. */
+	steady: [number, number][];
+	keys: {
+		n1: NodeReport['metrics'];
+		n2: NodeReport['metrics'];
+		warnings: readonly string[];
+		associations: number;
+	};
+}
+
+async function main(): Promise<Seen> {
+	const seen = {} as Seen;
 	const net = await Topology.build({ clients: 1 });
 	const secretFile = join(net.directory, 'secret');
 	writeFileSync(secretFile, randomBytes(48).toString('base64'), { mode: 0o600 });
@@ -203,47 +239,90 @@ async function main(): Promise<object> {
 		const pings = (from: string, address: string, more: readonly string[] = []) =>
 			net.exec(from, ['ping', '-n', '-c', '1', '-W', '2', ...more, address], { mayFail: true }).code === 0;
 		const capture = await net.capture('sw', 'br0', '');
-		await waitFor('the first ping under ESP', () => pings('s1', address4('s2')), 40_000, 500);
+		await waitFor('the first ping under ESP', () => pings('s1', address4('s2')), 60_000, 500);
 		say('the first packets came');
-		const matrix: Record<string, boolean> = {};
 		const secrets = ['s1', 's2', 's3'] as const;
+		const matrix: Record<string, boolean> = {};
+		seen.matrix = matrix;
 		for (const from of secrets)
 			for (const to of secrets) {
 				if (from === to) continue;
 				await waitFor(`${from} > ${to}`, () => pings(from, address4(to)), 20_000).catch(() => undefined);
 				matrix[`${from} > ${to}`] = pings(from, address4(to));
 				matrix[`${from} > ${to} by IPv6`] = pings(from, address6(to));
-				say(`${from} > ${to}: ${matrix[`${from} > ${to}`]} ${matrix[`${from} > ${to} by IPv6`]}`);
 			}
 		matrix['o1 > o2'] = pings('o1', address4('o2'));
-		matrix['1416 bytes'] = pings('s1', address4('s2'), ['-M', 'do', '-s', '1388']);
+		matrix['1408 bytes'] = pings('s1', address4('s2'), ['-M', 'do', '-s', '1380']);
 		matrix['4000 bytes'] = pings('s1', address4('s2'), ['-s', '4000']);
-		seen.matrix = matrix;
+		matrix.patterned = pings('s1', address4('s2'), [
+			'-p',
+			Buffer.from(MARKER).toString('hex').slice(0, 32),
+			'-s',
+			'200',
+		]);
 		say(JSON.stringify(matrix));
-		const pattern = Buffer.from(MARKER).toString('hex').slice(0, 32);
-		seen.patterned = pings('s1', address4('s2'), ['-p', pattern, '-s', '200']);
+
 		await net.httpd('s2', 80, MARKER);
 		const few = await net.load('s1', ['-n', 5, '-c', 2, '-t', 20_000, `${address4('s2')}:80`]);
-		seen.tcp = { failures: few.failures, backends: few.backends, retransmits: few.retransmits };
-		const bulk = await net.load('s1', ['-n', 1, '-c', 1, '-t', 60_000, '-D', 1 << 20, `${address4('s2')}:80`]);
-		seen.bulk = { failures: bulk.failures, ok: bulk.ok, retransmits: bulk.retransmits };
-		say(JSON.stringify([seen.tcp, seen.bulk]));
-		await capture.stop();
-		const wire = sight(capture.file);
+		const bulk = await net.load('s1', ['-n', 1, '-c', 1, '-t', 60_000, '-D', 1 << 20, `[${address6('s2')}]:80`]);
+		seen.tcp = { few: [few.ok, few.failures, few.backends], bulk: [bulk.ok, bulk.failures, bulk.retransmits] };
+		say(JSON.stringify(seen.tcp));
+		const wire = await capture.stop().then(() => sight(capture.file));
 		seen.wire = { kinds: wire.kinds, marker: wire.marker };
 		say(JSON.stringify(seen.wire));
-		const reports = async () =>
-			Object.fromEntries(await Promise.all(net.nodes.map(async (n) => [n, await nodes.report(n)] as const)));
-		seen.reports = await reports();
-		say(JSON.stringify(seen.reports));
+
+		const counter = async (node: string, name: string) => (await nodes.report(node)).counters[name] ?? 0;
+		seen.counters = Object.fromEntries(
+			await Promise.all(net.nodes.map(async (n) => [n, (await nodes.report(n)).counters] as const)),
+		);
+
+		// In the clear, from a node of the mesh to another: exactly what it would send of a plain network.
+		const plain = await counter('n2', 'uplink_xdp drop_plain');
+		for (let k = 0; k < 3; k++) net.frame('n1', 'eth0', plainFrame(net, 'n1', 'n2'));
+		// A copy of what was encrypted.
+		const rejected = () =>
+			Number(/XfrmInStateSeqError\s+(\d+)/.exec(net.exec('n2', ['cat', '/proc/net/xfrm_stat']).stdout)?.[1]);
+		const before = rejected();
+		if (wire.esp !== undefined) net.frame('n1', 'eth0', wire.esp);
+		await waitFor('the copy to be rejected', () => rejected() > before, 5000).catch(() => undefined);
+		seen.refused = {
+			plain: (await counter('n2', 'uplink_xdp drop_plain')) - plain,
+			copies: rejected() - before,
+		};
+		say(JSON.stringify(seen.refused));
+
+		// New keys, and an agent that dies and comes back, under packets that are counted.
+		const spis = async () => (await nodes.report('n1')).sessions.map((x) => [x.spiIn, x.spiOut].join()).sort();
+		const old = await spis();
+		const steady = net.spawn('s1', ['ping', '-n', '-i', '0.25', '-w', '110', address4('s2')]);
+		const also = net.spawn('s3', ['ping', '-n', '-i', '0.25', '-w', '110', address4('s1')]);
+		await waitFor('new keys', async () => (await spis()).every((x) => !old.includes(x)), 60_000, 1000);
+		say('the keys are new');
+		await nodes.kill('n2');
+		say('the agent of n2 is dead');
+		await nodes.start('n2');
+		say('the agent of n2 is back');
+		const ended = await Promise.all([steady.ended, also.ended]);
+		seen.steady = ended.map((r) => {
+			const m = /(\d+) packets transmitted, (\d+) received/.exec(r.stdout);
+			return [Number(m?.[1] ?? 0), Number(m?.[2] ?? 0)];
+		});
+		seen.keys = {
+			n1: (await nodes.report('n1')).metrics,
+			n2: (await nodes.report('n2')).metrics,
+			warnings: (await nodes.report('n1')).warnings,
+			associations: net.exec('n1', ['ip', 'xfrm', 'state', 'list', 'nokeys']).stdout.match(/^src /gm)?.length ?? 0,
+		};
+		say(JSON.stringify([seen.steady, seen.keys]));
 		return seen;
 	} catch (error) {
+		say(`so far: ${JSON.stringify(seen)}`);
 		say(nodes.log());
 		for (const n of net.nodes)
 			for (const command of [
 				'ip -s link show bl-esp',
 				'ip xfrm policy list',
-				'ip -s xfrm state list nokeys',
+				'ip xfrm state count',
 				'grep -v \\s0$ /proc/net/xfrm_stat',
 			])
 				say(`${n}: ${net.exec(n, command.split(' '), { mayFail: true }).stdout}`);

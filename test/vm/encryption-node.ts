@@ -6,7 +6,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { EncryptionState } from '../../src/agent/encryption.js';
+import type { EncryptionMetrics, EncryptionState } from '../../src/agent/encryption.js';
 import { Encryption, type EncryptionInput, NO_ENCRYPTION_STATE, readSecret } from '../../src/agent/encryption.js';
 import { run } from '../../src/agent/exec.js';
 import { openDatapath, ownNetnsCookie } from '../../src/loader/datapath.js';
@@ -40,7 +40,7 @@ export interface NodeFile {
 
 export interface NodeReport {
 	readonly counters: Readonly<Record<string, number>>;
-	readonly metrics: unknown;
+	readonly metrics: EncryptionMetrics | undefined;
 	readonly warnings: readonly string[];
 	readonly sessions: EncryptionState['sessions'];
 }

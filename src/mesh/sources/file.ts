@@ -342,11 +342,6 @@ export function parseService(source: Source, data: unknown): ServiceSpec {
 		drain: false,
 	}));
 	const problems: Problem[] = crossCheck({ nodes, services: [s], networks: [] });
-	if (s.ports.length === 0 && (s.networks ?? []).length === 0)
-		problems.push({
-			path: ['services', 0, 'ports'],
-			text: 'is missing: expected at least one published port, or networks',
-		});
 	if (problems.length > 0)
 		throw refuse(
 			source,
