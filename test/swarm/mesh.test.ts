@@ -272,6 +272,7 @@ scenario(
 				`killed container: ${late.length} later connections, ${again.length} with a retransmit (${again.join()})`,
 			);
 			await swarm.serving('web', 8);
+			await exact(swarm);
 		});
 
 		test('a drained node serves clients on, and its tasks move without a loss', async ({ swarm }) => {
