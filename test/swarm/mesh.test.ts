@@ -42,6 +42,39 @@ function lossless(r: LoadReport, what: string): void {
 	assert.is(r.ok, r.connections, what);
 }
 
+/** Waits until the maps of every node hold what web's tasks need, and no row more: two ports, a backend for each task and port. */
+async function exact(swarm: Swarm): Promise<void> {
+	const tasks = swarm.tasks('web');
+	for (const n of [1, 2, 3]) {
+		let seen: Record<string, number> = {};
+		const local = tasks.filter((t) => t.node === `node${n}`).length;
+		const wanted = {
+			ports: 2,
+			frontends: 2,
+			backends: tasks.length * 2,
+			local_backends: local * 2,
+			exact_frontends: 0,
+		};
+		await waitFor(
+			`the maps of node${n} to hold what is there`,
+			async () => {
+				const { maps } = await swarm.get<{ maps: { map: string; rows: string[] }[] }>(n, '/v1/entries');
+				// Rows of arrays stay, empty but for the generation that tells the next owner from the last.
+				const rows = (map: string) =>
+					maps.find((m) => m.map === map)?.rows.filter((r) => !r.includes('mac 00:00:00:00:00:00')).length ?? 0;
+				seen = Object.fromEntries(Object.keys(wanted).map((map) => [map, rows(map)]));
+				return JSON.stringify(seen) === JSON.stringify(wanted);
+			},
+			45_000,
+			200,
+		).catch((e: Error) => {
+			throw new Error(`${e.message}: ${JSON.stringify({ seen, wanted })}`);
+		});
+	}
+	const digests = await Promise.all([1, 2, 3].map(async (n) => (await swarm.status(n)).digest));
+	assert.is(new Set(digests).size, 1, digests.join());
+}
+
 scenario(
 	'swarm',
 	cannotUseNamespaces() ?? cannotLoadBpf() ?? cannotUseDocker(),
@@ -96,6 +129,7 @@ scenario(
 					await swarm.serving('web', n * 2);
 				});
 				lossless(r, `to ${n}`);
+				await exact(swarm);
 			}
 		});
 
@@ -238,6 +272,7 @@ scenario(
 				`killed container: ${late.length} later connections, ${again.length} with a retransmit (${again.join()})`,
 			);
 			await swarm.serving('web', 8);
+			await exact(swarm);
 		});
 
 		test('a drained node serves clients on, and its tasks move without a loss', async ({ swarm }) => {
@@ -247,6 +282,7 @@ scenario(
 				await swarm.serving('web', 8);
 			});
 			lossless(r, 'drain node3');
+			await exact(swarm);
 			assert.is((await swarm.nodeViews(1)).find((n) => n.name === 'node3')?.state, 'drained');
 			swarm.docker(1, 'node', 'update', '--availability', 'active', 'node3');
 		});
@@ -318,6 +354,7 @@ scenario(
 			await waitFor('the engine of node1', () => swarm.docker(1, 'node', 'ls') !== '', 30_000, 200);
 			await swarm.serving('web', 8, 60_000);
 			assert.ok(before.length > 0);
+			await exact(swarm);
 			lossless(await swarm.load(['-n', 60, '-c', 5, '-t', 3000, ...swarm.targets(8080)]), 'afterwards');
 		});
 
@@ -335,6 +372,7 @@ scenario(
 			await swarm.start(1);
 			swarm.docker(1, 'service', 'scale', '-d', 'web=6');
 			await swarm.serving('web', 12);
+			await exact(swarm);
 		});
 
 		test('a node without an agent is known as such, and its tasks are not chosen', async ({ swarm }) => {

@@ -79,7 +79,7 @@ scenario(
 			await served(swarm, 2, 8091);
 		});
 
-		test('Swarm’s own ports and SSH’s: the node goes on to answer them itself', async ({ swarm }) => {
+		test('Swarm’s own ports are refused everywhere, and the swarm goes on', async ({ swarm }) => {
 			const create = ['service', 'create', '-d', '--no-resolve-image', '--replicas', '1', '--stop-grace-period', '1s'];
 			let published = 0;
 			for (const port of [2377, 7946]) {

@@ -281,8 +281,16 @@ export class Swarm {
 			},
 			limitMs,
 			25,
-		).catch((e: Error) => {
-			throw new Error(`${e.message}\n${last}`);
+		).catch(async (e: Error) => {
+			// Whose knowledge is old: this node's, all nodes', or Docker's own.
+			const views = await Promise.all(
+				[...this.agents.keys(), ...this.#installed].map(async (n) => {
+					const of = (await this.backends(n).catch(() => [])).filter((b) => b.service === service);
+					return `node${n}: ${of.map((b) => `${b.node} ${b.protocol} ${b.state}`).join(', ')}`;
+				}),
+			);
+			const docker = this.docker(1, 'service', 'ps', '--no-trunc', service);
+			throw new Error(`${e.message}\n${last}\n${views.join('\n')}\n${docker}`);
 		});
 	}
 
