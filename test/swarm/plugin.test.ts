@@ -9,7 +9,7 @@
  *	green   5005 10.47.0.0/24                 a network of the swarm, by the managed plugin
  */
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import type { EndpointView } from '../../src/http/schemas.js';
@@ -145,6 +145,7 @@ scenario(
 			for (const to of ['10.44.0.128', '10.44.0.129', 'fd00:44::a2c:80']) assert.ok(pings(swarm, 1, 'r1', to), to);
 			for (const to of ['10.44.0.2', '10.44.0.129', 'fd00:44::a2c:2', 'fd00:44::a2c:81'])
 				assert.ok(pings(swarm, 2, 'r2', to), to);
+			assert.ok(pings(swarm, 2, 'r2', 'r2b'), 'by name on one engine');
 			const page = JSON.parse(swarm.docker(1, 'exec', 'r1', 'wget', '-qO-', 'http://10.44.0.128/')) as {
 				backend: string;
 				client: string;
@@ -303,6 +304,15 @@ scenario(
 				return red.length === 1 && red[0].address === addressOf(swarm, 2, 'r2');
 			});
 			assert.ok(pings(swarm, 1, 'r1', addressOf(swarm, 2, 'r2')));
+		});
+
+		test('a plugin whose file was lost asks the engine which network one is', async ({ swarm }) => {
+			await swarm.stopAgent(2);
+			rmSync(join(swarm.directory, 'node2', 'docker-plugin.json'));
+			await swarm.start(2, agentConfig(swarm, 2));
+			run(swarm, 2, 'r2e', 'red');
+			assert.ok(pings(swarm, 2, 'r2e', '10.44.0.2'));
+			swarm.docker(2, 'rm', '-f', 'r2e');
 		});
 
 		test('nothing is left when containers, networks and agents have gone', async ({ swarm }) => {
