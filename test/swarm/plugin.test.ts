@@ -22,10 +22,7 @@ import { cannotUseDocker, Swarm, sweepBeds } from './swarm.js';
 const NODES = [1, 2];
 
 /** Docker takes `--ip` only where somebody typed a subnet. */
-const RED = [
-	...['--ipv6', '--subnet', '10.44.0.0/24', '--subnet', 'fd00:44::/64'],
-	...['--aux-address', 'printer=10.44.0.77'],
-];
+const RED = ['--ipv6', '--subnet', '10.44.0.0/24', '--subnet', 'fd00:44::/64'];
 
 interface Shared {
 	readonly swarm: Swarm;
@@ -117,7 +114,7 @@ scenario(
 		test('a container on one engine has an address of its node’s part, Docker’s MAC, the MTU and a way out', async ({
 			swarm,
 		}) => {
-			create(swarm, 1, 'red', ...RED);
+			create(swarm, 1, 'red', ...RED, '--aux-address', 'printer=10.44.0.77');
 			run(swarm, 1, 'r1', 'red');
 			assert.is(addressOf(swarm, 1, 'r1'), '10.44.0.2');
 			const shown = swarm.docker(1, 'exec', 'r1', 'ip', 'addr', 'show', 'dev', 'eth0');
