@@ -37,6 +37,7 @@ function mesh(swarm: Swarm): object {
 			{ name: 'blue', subnet: '10.44.0.0/24', vni: 5002, attachable: true },
 			{ name: 'shut', subnet: '10.45.0.0/24', vni: 5003, attachable: true, options: { internal: true } },
 			{ name: 'closed', subnet: '10.46.0.0/24', vni: 5004 },
+			{ name: 'sealed', subnet: '10.48.0.0/24', vni: 5006, attachable: true, options: { encrypted: true } },
 			{ name: 'green', subnet: '10.47.0.0/24', vni: 5005, attachable: true },
 		],
 	};
@@ -181,6 +182,10 @@ scenario(
 				`beeline.network=${name}`,
 			];
 			assert.match(refused(swarm, 1, ...net, ...both('none'), 'x'), /no network none; it has red, blue, shut/);
+			assert.match(
+				refused(swarm, 1, ...net, ...both('sealed'), 'x'),
+				/sealed is encrypted, and datapath.secretFile is not/,
+			);
 			assert.match(refused(swarm, 1, ...net, ...both('closed'), 'x'), /closed is not manually attachable/);
 			assert.match(refused(swarm, 1, ...net, '-o', 'beeline.network=red', 'x'), /add --ipam-driver beeline --ipam-opt/);
 			assert.match(
