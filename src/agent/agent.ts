@@ -1199,6 +1199,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					place: source.place,
 					...(source.addresses === undefined ? {} : { addresses: source.addresses }),
 					underlayMtu,
+					whyNoEncryption: () => encryption.whyNot(),
 					applied: (cause) => applied(cause, true),
 					run,
 					log,

@@ -27,6 +27,8 @@ export interface PluginHost {
 	refusal(network: NetworkSpec): string | undefined;
 	/** Where an operator declares them. */
 	readonly place: string;
+	/** Why this node cannot carry its packets now; undefined: it can. */
+	cannotCarry(network: NetworkSpec): Promise<string | undefined>;
 	/** An address that nobody has: the wanted one, or one of this node's; and who is to have it. @throws BeelineError */
 	pick(network: NetworkSpec, wanted?: string): Promise<{ readonly address: string; readonly holder: string }>;
 	/** It is not used (any more). */
@@ -140,6 +142,11 @@ export function createDriver(deps: DriverDeps): Driver {
 		return why === undefined ? n : fail('REFUSED', why);
 	}
 
+	async function carried(n: NetworkSpec): Promise<NetworkSpec> {
+		const why = await host.cannotCarry(n);
+		return why === undefined ? n : fail('REFUSED', why);
+	}
+
 	/** The network that options or a subnet mean. */
 	function meant(options: Readonly<Record<string, unknown>>, subnet: string, how: string): NetworkSpec {
 		const name = options[OPTION.network];
@@ -230,7 +237,7 @@ export function createDriver(deps: DriverDeps): Driver {
 		async createNetwork(r) {
 			const generic = (r.Options[OPTION.generic] ?? {}) as Record<string, unknown>;
 			const v4 = r.IPv4Data[0];
-			const n = meant(generic, v4?.Pool ?? '', '-o');
+			const n = await carried(meant(generic, v4?.Pool ?? '', '-o'));
 			if (v4 === undefined || v4.AddressSpace !== 'beeline')
 				fail(
 					'REFUSED',
@@ -321,7 +328,7 @@ export function createDriver(deps: DriverDeps): Driver {
 			const d = await dockerNetwork(r.NetworkID);
 			const source = await host.plug({
 				id: e.name,
-				network: named(e.network),
+				network: await carried(named(e.network)),
 				docker: { endpoint: e.id, network: e.networkId },
 				address: e.address,
 				...(e.address6 === undefined ? {} : { address6: e.address6 }),

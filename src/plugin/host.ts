@@ -22,6 +22,8 @@ export interface HostDeps {
 	readonly addresses?: Pick<Addresses, 'allocate' | 'release'>;
 	/** Bytes, of the uplinks; undefined: not known yet. */
 	readonly underlayMtu: () => number | undefined;
+	/** Why this node cannot encrypt; undefined: it can. */
+	readonly whyNoEncryption: () => Promise<string | undefined>;
 	/** Resolves when packets take what the endpoints are now for granted. */
 	readonly applied: (cause: string) => Promise<void>;
 	readonly run: Run;
@@ -121,11 +123,13 @@ export function createPlugin(deps: HostDeps): Plugin {
 			networks: () => deps.membership().networks,
 			place: deps.place,
 			refusal(n) {
-				if (n.options.encrypted)
-					return `network ${n.name} is encrypted, which this version cannot carry: no packet of it would leave the node`;
 				return n.attachable
 					? undefined
 					: `network ${n.name} is not manually attachable: say attachable: true of it in ${deps.place}`;
+			},
+			async cannotCarry(n) {
+				const why = n.options.encrypted ? await deps.whyNoEncryption() : undefined;
+				return why === undefined ? undefined : `network ${n.name} is encrypted, and ${why}`;
 			},
 			async pick(network, wanted) {
 				const { addresses } = deps;

@@ -490,6 +490,8 @@ test('beeline.yaml: defaults', () => {
 			maxFlows: 524288,
 			maxTracked: 262144,
 			maxHalfOpen: 65536,
+			keyPort: 7982,
+			keyInterval: 43_200_000,
 		},
 		gatewayBridge: { enableIcc: false, enableIpMasquerade: true },
 		pinRoot: '/sys/fs/bpf/beeline',
@@ -553,7 +555,7 @@ for (const [what, text, message] of [
 	[
 		'an unknown key',
 		'datapath: { vnii: 1 }',
-		'b.yaml:1:13: datapath.vnii is an unknown key: expected one of xdp, vxlanPort, vni, returnPath, staleAfter, acceptFirewallBypass, maxFlows, maxTracked, maxHalfOpen',
+		'b.yaml:1:13: datapath.vnii is an unknown key: expected one of xdp, vxlanPort, vni, returnPath, staleAfter, acceptFirewallBypass, maxFlows, maxTracked, maxHalfOpen, secretFile, keyPort, keyInterval',
 	],
 	[
 		'a plugin socket that no engine finds',

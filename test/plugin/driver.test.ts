@@ -109,7 +109,7 @@ addresses('a pool is a network of the membership, by option or by a subnet that 
 	assert.is((await pool(e, '', { Pool: '10.47.0.0/24' })).PoolID, 'green/4');
 	const no = async (name: string, more: object, sentence: RegExp) =>
 		assert.match((await pool(e, name, more)).Error as string, sentence);
-	await no('none', {}, /no network none; it has red, blue, shut, closed, green, tiny/);
+	await no('none', {}, /no network none; it has red, blue, shut, closed, green, secret, tiny/);
 	await no('', {}, /say which network of Beeline's it is, by --ipam-opt beeline.network=NAME/);
 	await no('', { Pool: '10.44.0.0/24' }, /the subnet of red and blue: say which/);
 	await no('', { Pool: '10.99.0.0/24' }, /no network with the subnet 10.99.0.0\/24/);
@@ -256,6 +256,11 @@ networks('a network without Beeline’s addresses, or that does not fit, is refu
 		/red has VNI 5001/,
 	);
 	await no({ 'com.docker.network.driver.overlay.vxlanid_list': '9' }, data('beeline', '10.44.0.0/24'), /VNI 9/);
+	await no(
+		{ 'beeline.network': 'secret' },
+		data('beeline', '10.49.0.0/24'),
+		/secret is encrypted, and no secret is set/,
+	);
 	assert.equal(e.store.get().networks, []);
 });
 

@@ -71,6 +71,7 @@ function rig(directory: string, withAddresses: boolean): Rig {
 		place: 'mesh.yaml',
 		...(withAddresses ? { addresses } : {}),
 		underlayMtu: () => 1500,
+		whyNoEncryption: async () => undefined,
 		applied: async () => undefined,
 		run,
 		log: { info: () => undefined, warn: () => undefined, debug: () => undefined },

@@ -26,6 +26,7 @@ export const NETWORKS = [
 	network('shut', '10.45.0.0/24', 5003, { options: { internal: true } }),
 	network('closed', '10.46.0.0/24', 5004, { attachable: false }),
 	network('green', '10.47.0.0/24', 5005),
+	network('secret', '10.49.0.0/24', 5007, { options: { encrypted: true } }),
 	network('tiny', '10.48.0.0/29', 5006),
 ];
 
@@ -59,6 +60,8 @@ export function engine(self: string, networks: readonly NetworkSpec[] = NETWORKS
 			networks: () => networks,
 			place: 'mesh.yaml',
 			refusal: (n) => (n.attachable ? undefined : `network ${n.name} is not manually attachable`),
+			cannotCarry: async (n) =>
+				n.options.encrypted ? `network ${n.name} is encrypted, and no secret is set` : undefined,
 			pick: async (n, address) => {
 				const picked = overlay.pick({ network: n, self, reserved: new Set(), ...(address ? { address } : {}) });
 				return { address: picked, holder: `${n.name}-${picked}` };

@@ -9,7 +9,7 @@
  *	green   5005 10.47.0.0/24                 a network of the swarm, by the managed plugin
  */
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import type { EndpointView } from '../../src/http/schemas.js';
@@ -22,10 +22,7 @@ import { cannotUseDocker, Swarm, sweepBeds } from './swarm.js';
 const NODES = [1, 2];
 
 /** Docker takes `--ip` only where somebody typed a subnet. */
-const RED = [
-	...['--ipv6', '--subnet', '10.44.0.0/24', '--subnet', 'fd00:44::/64'],
-	...['--aux-address', 'printer=10.44.0.77'],
-];
+const RED = ['--ipv6', '--subnet', '10.44.0.0/24', '--subnet', 'fd00:44::/64'];
 
 interface Shared {
 	readonly swarm: Swarm;
@@ -40,6 +37,7 @@ function mesh(swarm: Swarm): object {
 			{ name: 'blue', subnet: '10.44.0.0/24', vni: 5002, attachable: true },
 			{ name: 'shut', subnet: '10.45.0.0/24', vni: 5003, attachable: true, options: { internal: true } },
 			{ name: 'closed', subnet: '10.46.0.0/24', vni: 5004 },
+			{ name: 'sealed', subnet: '10.48.0.0/24', vni: 5006, attachable: true, options: { encrypted: true } },
 			{ name: 'green', subnet: '10.47.0.0/24', vni: 5005, attachable: true },
 		],
 	};
@@ -117,7 +115,7 @@ scenario(
 		test('a container on one engine has an address of its node’s part, Docker’s MAC, the MTU and a way out', async ({
 			swarm,
 		}) => {
-			create(swarm, 1, 'red', ...RED);
+			create(swarm, 1, 'red', ...RED, '--aux-address', 'printer=10.44.0.77');
 			run(swarm, 1, 'r1', 'red');
 			assert.is(addressOf(swarm, 1, 'r1'), '10.44.0.2');
 			const shown = swarm.docker(1, 'exec', 'r1', 'ip', 'addr', 'show', 'dev', 'eth0');
@@ -145,6 +143,7 @@ scenario(
 			for (const to of ['10.44.0.128', '10.44.0.129', 'fd00:44::a2c:80']) assert.ok(pings(swarm, 1, 'r1', to), to);
 			for (const to of ['10.44.0.2', '10.44.0.129', 'fd00:44::a2c:2', 'fd00:44::a2c:81'])
 				assert.ok(pings(swarm, 2, 'r2', to), to);
+			assert.ok(pings(swarm, 2, 'r2', 'r2b'), 'by name on one engine');
 			const page = JSON.parse(swarm.docker(1, 'exec', 'r1', 'wget', '-qO-', 'http://10.44.0.128/')) as {
 				backend: string;
 				client: string;
@@ -183,6 +182,10 @@ scenario(
 				`beeline.network=${name}`,
 			];
 			assert.match(refused(swarm, 1, ...net, ...both('none'), 'x'), /no network none; it has red, blue, shut/);
+			assert.match(
+				refused(swarm, 1, ...net, ...both('sealed'), 'x'),
+				/sealed is encrypted, and datapath.secretFile is not/,
+			);
 			assert.match(refused(swarm, 1, ...net, ...both('closed'), 'x'), /closed is not manually attachable/);
 			assert.match(refused(swarm, 1, ...net, '-o', 'beeline.network=red', 'x'), /add --ipam-driver beeline --ipam-opt/);
 			assert.match(
@@ -303,6 +306,15 @@ scenario(
 				return red.length === 1 && red[0].address === addressOf(swarm, 2, 'r2');
 			});
 			assert.ok(pings(swarm, 1, 'r1', addressOf(swarm, 2, 'r2')));
+		});
+
+		test('a plugin whose file was lost asks the engine which network one is', async ({ swarm }) => {
+			await swarm.stopAgent(2);
+			rmSync(join(swarm.directory, 'node2', 'docker-plugin.json'));
+			await swarm.start(2, agentConfig(swarm, 2));
+			run(swarm, 2, 'r2e', 'red');
+			assert.ok(pings(swarm, 2, 'r2e', '10.44.0.2'));
+			swarm.docker(2, 'rm', '-f', 'r2e');
 		});
 
 		test('nothing is left when containers, networks and agents have gone', async ({ swarm }) => {
