@@ -334,13 +334,20 @@ scenario(
 				);
 			for (const n of NODES) {
 				swarm.docker(n, 'network', 'rm', 'red', 'blue');
-				const kept = JSON.parse(
-					swarm.exec(n, ['cat', join(swarm.directory, `node${n}`, 'docker-plugin.json')]).stdout,
-				) as {
-					endpoints: unknown[];
-					addresses: unknown[];
-				};
-				assert.equal([kept.endpoints, kept.addresses], [[], []]);
+				// Swarm's tasks take their time, and an endpoint is forgotten after its rows are.
+				await waitFor(
+					`the plugin of node${n} to have given nothing out`,
+					() => {
+						const file = join(swarm.directory, `node${n}`, 'docker-plugin.json');
+						const kept = JSON.parse(swarm.exec(n, ['cat', file]).stdout) as Record<
+							'endpoints' | 'addresses',
+							unknown[]
+						>;
+						return kept.endpoints.length + kept.addresses.length === 0;
+					},
+					20_000,
+					200,
+				);
 				assert.is(swarm.exec(n, ['sh', '-c', 'ip -o link | grep -c "bl-\\|blp-"'], true).stdout.trim(), '0');
 			}
 		});
