@@ -109,7 +109,7 @@ addresses('a pool is a network of the membership, by option or by a subnet that 
 	assert.is((await pool(e, '', { Pool: '10.47.0.0/24' })).PoolID, 'green/4');
 	const no = async (name: string, more: object, sentence: RegExp) =>
 		assert.match((await pool(e, name, more)).Error as string, sentence);
-	await no('none', {}, /no network none; it has red, blue, shut, closed, green, secret, tiny/);
+	await no('none', {}, /no network none; it has red, blue, shut, closed, green, sealed, tiny/);
 	await no('', {}, /say which network of Beeline's it is, by --ipam-opt beeline.network=NAME/);
 	await no('', { Pool: '10.44.0.0/24' }, /the subnet of red and blue: say which/);
 	await no('', { Pool: '10.99.0.0/24' }, /no network with the subnet 10.99.0.0\/24/);
@@ -136,12 +136,12 @@ addresses('two nodes never give out the same one', async () => {
 
 addresses('what is released is given out again, and what is not is not', async () => {
 	const e = engine('node1');
-	assert.is(await address(e, 'tiny/4'), '10.48.0.2/29');
-	assert.is(await address(e, 'tiny/4'), '10.48.0.3/29');
-	assert.match(await address(e, 'tiny/4'), /network tiny: no address is free in 10.48.0.0\/30/);
-	assert.equal(await release(e, 'tiny/4', '10.48.0.2'), {});
-	assert.equal(await release(e, 'tiny/4', '10.48.0.2'), {}, 'a second time');
-	assert.is(await address(e, 'tiny/4'), '10.48.0.2/29');
+	assert.is(await address(e, 'tiny/4'), '10.49.0.2/29');
+	assert.is(await address(e, 'tiny/4'), '10.49.0.3/29');
+	assert.match(await address(e, 'tiny/4'), /network tiny: no address is free in 10.49.0.0\/30/);
+	assert.equal(await release(e, 'tiny/4', '10.49.0.2'), {});
+	assert.equal(await release(e, 'tiny/4', '10.49.0.2'), {}, 'a second time');
+	assert.is(await address(e, 'tiny/4'), '10.49.0.2/29');
 });
 
 addresses('of an --ip-range only its part is given', async () => {
@@ -257,9 +257,9 @@ networks('a network without Beeline’s addresses, or that does not fit, is refu
 	);
 	await no({ 'com.docker.network.driver.overlay.vxlanid_list': '9' }, data('beeline', '10.44.0.0/24'), /VNI 9/);
 	await no(
-		{ 'beeline.network': 'secret' },
-		data('beeline', '10.49.0.0/24'),
-		/secret is encrypted, and no secret is set/,
+		{ 'beeline.network': 'sealed' },
+		data('beeline', '10.48.0.0/24'),
+		/sealed is encrypted, and no secret is set/,
 	);
 	assert.equal(e.store.get().networks, []);
 });

@@ -26,8 +26,8 @@ export const NETWORKS = [
 	network('shut', '10.45.0.0/24', 5003, { options: { internal: true } }),
 	network('closed', '10.46.0.0/24', 5004, { attachable: false }),
 	network('green', '10.47.0.0/24', 5005),
-	network('secret', '10.49.0.0/24', 5007, { options: { encrypted: true } }),
-	network('tiny', '10.48.0.0/29', 5006),
+	network('sealed', '10.48.0.0/24', 5007, { options: { encrypted: true } }),
+	network('tiny', '10.49.0.0/29', 5006),
 ];
 
 export interface Engine {
