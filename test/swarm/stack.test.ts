@@ -154,7 +154,9 @@ scenario(
 			swarm.docker(1, 'node', 'update', '--availability', 'active', 'node3');
 			await waitFor('another agent on node3', () => agent() !== '' && agent() !== before, 40_000, 300);
 			await waitFor('it to be ready', async () => (await swarm.status(3)).ready, 60_000, 200);
-			await swarm.serving('web', 3);
+			await swarm.serving('web', 3).catch((e: Error) => {
+				throw new Error(`${e.message}\n${logs(swarm, 3)}`);
+			});
 			load.stop();
 			const whole = await report;
 			assert.equal(whole.failures, {}, JSON.stringify(whole));

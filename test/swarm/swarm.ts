@@ -286,7 +286,7 @@ export class Swarm {
 			const views = await Promise.all(
 				[...this.agents.keys(), ...this.#installed].map(async (n) => {
 					const of = (await this.backends(n).catch(() => [])).filter((b) => b.service === service);
-					return `node${n}: ${of.map((b) => `${b.node} ${b.protocol} ${b.state}`).join(', ')}`;
+					return `node${n}: ${of.map((b) => `${b.id} ${b.node} ${b.protocol} ${b.state}`).join(', ')}`;
 				}),
 			);
 			const docker = this.docker(1, 'service', 'ps', '--no-trunc', service);
