@@ -20,6 +20,7 @@ const ID = 0xbee1;
 /** Packets; several receive queues reorder. */
 const REPLAY_WINDOW = 1024;
 const TICK_MS = 100;
+const MOST_COMMANDS = 4;
 /** How often the kernel is asked whether it still has what it was given. */
 const VERIFY_MS = 10_000;
 const OVERLAP_MS = 60_000;
@@ -154,11 +155,28 @@ const hex = (n: number) => `0x${n.toString(16)}`;
 const policy = (self: string, peer: string, port: number) =>
 	`src ${self}/32 dst ${peer}/32 proto udp dport ${port} dir out if_id ${ID}`;
 
+/** At most `most` at a time: a node of a thousand has as many keys to make when it starts. */
+function limiter(most: number): <T>(work: () => Promise<T>) => Promise<T> {
+	const waiting: (() => void)[] = [];
+	let running = 0;
+	return async (work) => {
+		if (running >= most) await new Promise<void>((go) => waiting.push(go));
+		running++;
+		try {
+			return await work();
+		} finally {
+			running--;
+			waiting.shift()?.();
+		}
+	};
+}
+
 /** Associations and policies of one node, by iproute2. Keys go to its standard input: arguments are there for all to see. */
 function espKernel(run: Run, self: string, vxlanPort: number): EspKernel {
+	const limited = limiter(MOST_COMMANDS);
 	const batch = async (lines: readonly string[]) => {
 		try {
-			await run('ip', ['-batch', '-'], `${lines.join('\n')}\n`);
+			await limited(() => run('ip', ['-batch', '-'], `${lines.join('\n')}\n`));
 		} catch (e) {
 			throw new BeelineError(codeOf(e), redact(e));
 		}

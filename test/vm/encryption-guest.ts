@@ -111,7 +111,7 @@ function rows(net: Topology, node: string, secretFile: string): NodeFile {
 		secretFile,
 		keyIntervalMs: INTERVAL_MS,
 		uplink: { ifindex, name: 'eth0', mtu: 1500, mac },
-		guarded: node === 'n2',
+		guarded: node !== 'n3',
 		self: index(node),
 		nodes: net.nodes.map((m) => [
 			index(m),

@@ -18,6 +18,7 @@ interface Report {
 
 const PROGRAMS = [
 	...['uplink_xdp', 'uplink_xdp_frags', 'uplink_tc', 'uplink_tc_egress', 'endpoint_tc', 'overlay_tc'],
+	...['gateway_tc', 'esp_tc'],
 	...['connect4', 'connect6', 'sendmsg4', 'sendmsg6', 'recvmsg4', 'recvmsg6', 'getpeername4', 'getpeername6'],
 ];
 
