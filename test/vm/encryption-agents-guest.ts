@@ -78,9 +78,18 @@ async function main(): Promise<AgentsSeen> {
 		]) {
 			net.addNamespace(name);
 			const body = { network: 'secret', netns: `/run/netns/${net.ns(name)}` };
-			const { status, text } = await agent(node).request('POST', '/v1/endpoints', body);
-			if (status >= 300) throw new Error(`attach ${name}: ${status} ${text}`);
-			endpoints.set(name, JSON.parse(text) as EndpointView);
+			// It may take longer than a request may wait.
+			const r = await agent(node)
+				.request('POST', '/v1/endpoints', body)
+				.catch(() => undefined);
+			if (r !== undefined && r.status >= 300) throw new Error(`attach ${name}: ${r.status} ${r.text}`);
+			const attached = await waitFor(
+				`${name} to be attached`,
+				async () => (await agent(node).get<{ endpoints: EndpointView[] }>('/v1/endpoints')).endpoints[0],
+				90_000,
+				1000,
+			);
+			endpoints.set(name, attached);
 			say(`${name} is attached`);
 		}
 		const to = endpoints.get('s2') as EndpointView;
@@ -108,8 +117,12 @@ async function main(): Promise<AgentsSeen> {
 		agent('n1').launch();
 		await agent('n1').ready(PATIENCE_MS);
 		say('the agent of n1 is back');
-		await waitFor('it to speak of its keys', async () =>
-			/beeline_encryption_peers\{state="ready"\} 1/.test((await agent('n1').request('GET', '/metrics')).text),
+		await waitFor(
+			'it to speak of its keys',
+			async () =>
+				/beeline_encryption_peers\{state="ready"\} 1/.test((await agent('n1').request('GET', '/metrics')).text),
+			60_000,
+			500,
 		);
 		seen.spisAfter = spis();
 		const { stdout } = await steady.stop('SIGINT');
@@ -123,7 +136,9 @@ async function main(): Promise<AgentsSeen> {
 		seen.leaks = keys.length === 0 || [...keys.map((k) => k.slice(2)), secret].some((k) => told.includes(k));
 
 		const one = endpoints.get('s1') as EndpointView;
-		await agent('n1').request('DELETE', `/v1/endpoints/${one.id}`);
+		await agent('n1')
+			.request('DELETE', `/v1/endpoints/${one.id}`)
+			.catch(() => undefined);
 		await waitFor('n1 to drop its keys', () => spis().length === 0, 60_000, 500).catch(() => undefined);
 		seen.left = spis().length;
 		say('detached');
