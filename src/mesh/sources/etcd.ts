@@ -282,13 +282,18 @@ export async function openEtcdSource(
 		return performance.now() - began;
 	}
 
+	/** The present watch has opened. */
+	let isWatched = false;
+
 	/** Follows by watch and lists; resolves with why the watch ended. @throws what a list failed with */
 	async function follow(took: number): Promise<BeelineError | undefined> {
 		let lost: BeelineError | undefined;
+		isWatched = false;
 		watch = etcd.watch(
 			{ key: all, end: endOf(all), from: revision + 1 },
 			{
 				onOpen() {
+					isWatched = true;
 					watchProblem = undefined;
 				},
 				onEvent: dirty,
@@ -328,7 +333,8 @@ export async function openEtcdSource(
 				// What happens until the next watch nobody tells.
 				connected = false;
 				isDirty = false;
-				if (performance.now() - since > 1000) failures = 0;
+				// One that never opened has not lasted, however long the pause after a dear list was.
+				if (isWatched && performance.now() - since > 1000) failures = 0;
 				if (lost === undefined) continue;
 				if (codeOf(lost) === 'ETCD_COMPACTED') {
 					await backOff();
