@@ -4,6 +4,7 @@
  *
  * web runs on every node, one on node2 and solo on node1 alone, caller on node1 publishes nothing. web and caller are on the overlay app (10.77.1.0/24).
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
@@ -30,7 +31,10 @@ async function build(): Promise<{ swarm: Swarm }> {
 				...more,
 			);
 		const image = 'beeline-test:latest';
-		create('web', '--mode', 'global', '--network', 'app', '--publish', '8080:80', '--publish', '8053:53/udp', image);
+		// Tasks that come one by one move slots, and for the UDP window a datagram of nobody's goes where its slot led before.
+		const soon = ['--label', 'beeline.udp-window=1s'];
+		const ports = ['--publish', '8080:80', '--publish', '8053:53/udp'];
+		create('web', '--mode', 'global', '--network', 'app', ...soon, ...ports, image);
 		create('one', '--constraint', 'node.hostname==node2', '--publish', '8081:80', '--publish', '8054:53/udp', image);
 		create('solo', '--constraint', 'node.hostname==node1', '--publish', '8082:80', image);
 		create('caller', '--constraint', 'node.hostname==node1', '--network', 'app', image);
@@ -41,6 +45,7 @@ async function build(): Promise<{ swarm: Swarm }> {
 		await swarm.serving('web', 6, 90_000);
 		await swarm.serving('one', 2, 60_000);
 		await swarm.serving('solo', 1, 60_000);
+		await sleep(1500);
 		await waitFor('caller to run', () => swarm.tasks('caller').length === 1, 60_000, 200);
 		return { swarm };
 	} catch (e) {

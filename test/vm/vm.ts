@@ -11,6 +11,8 @@ export type Series = '6.1' | '6.12';
 
 /** Why no guest with that kernel can be started, or undefined. */
 export function cannotUseVm(series: Series): string | undefined {
+	if (/^\/(tmp|run)\//.test(root))
+		return `needs a checkout elsewhere than in ${root}: a guest's /tmp and /run are empty`;
 	const r = spawnSync(script, ['--missing', series], { encoding: 'utf8' });
 	return r.status === 0 ? undefined : r.stdout.trim() || r.stderr.trim();
 }
