@@ -334,7 +334,7 @@ scenario(
 				);
 			for (const n of NODES) {
 				swarm.docker(n, 'network', 'rm', 'red', 'blue');
-				// Swarm's tasks take their time, and an endpoint is forgotten after its rows are.
+				// Swarm's tasks take their time, and what an engine forgot to give back is free again after two minutes.
 				await waitFor(
 					`the plugin of node${n} to have given nothing out`,
 					() => {
@@ -345,7 +345,7 @@ scenario(
 						>;
 						return kept.endpoints.length + kept.addresses.length === 0;
 					},
-					20_000,
+					150_000,
 					200,
 				);
 				assert.is(swarm.exec(n, ['sh', '-c', 'ip -o link | grep -c "bl-\\|blp-"'], true).stdout.trim(), '0');
