@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import ipaddr from 'ipaddr.js';
 import { BeelineError } from '../errors.js';
+import { overlaps } from '../mesh/subnets.js';
 import { json, type Run } from './exec.js';
 import { freeName, ipIn, makeVeth } from './veth.js';
 
@@ -40,12 +41,6 @@ export interface Gateway {
 }
 
 const parse = (cidr: string): [ipaddr.IPv4, number] => ipaddr.IPv4.parseCIDR(cidr);
-
-function overlaps(a: string, b: string): boolean {
-	const [x, xb] = parse(a);
-	const [y, yb] = parse(b);
-	return x.match(y, Math.min(xb, yb));
-}
 
 /** Address number `i` of a subnet. */
 function host(subnet: string, i: number): string {

@@ -29,9 +29,9 @@ export interface NetworksDeps {
 	readonly self: () => string;
 	/** Bytes, of the uplinks; undefined: not known yet. */
 	readonly underlayMtu: () => number | undefined;
-	/** Path of a container's network namespace. @throws BeelineError */
 	/** VNI of the mesh itself. */
 	readonly meshVni: () => number;
+	/** Path of a container's network namespace. @throws BeelineError */
 	readonly netnsOfContainer: (id: string) => Promise<string>;
 	/** Why this node cannot encrypt. */
 	readonly whyNoEncryption: () => Promise<string | undefined>;

@@ -28,13 +28,6 @@ export interface OverlayEntries {
 	readonly ports: ReadonlyMap<number, OverlayPortRow>;
 }
 
-export const NO_OVERLAY: OverlayEntries = {
-	networks: new Map(),
-	endpoints: new Map(),
-	slices: new Map(),
-	ports: new Map(),
-};
-
 /** A service's address on a network: answers pings; connections are turned at connect time. */
 function vipRow(address4: string): OverlayEndpointRow {
 	return { node: 0, ifindex: 0, mac: macOfAddress(address4), flags: OverlayFlag.OVERLAY_VIP };

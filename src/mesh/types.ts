@@ -109,9 +109,9 @@ export interface NetworkEndpoint {
 
 export interface NetworkSpec {
 	readonly name: string;
-	/** beeline: its packets are ours; overlay: Docker's driver carries them. */
 	/** Where the source names networks by more than their name (Docker's id). */
 	readonly id?: string;
+	/** beeline: its packets are ours; overlay: Docker's driver carries them. */
 	readonly driver: 'beeline' | 'overlay';
 	/** IPv4. */
 	readonly subnet: string;
