@@ -38,8 +38,10 @@ import type { Driver } from '../plugin/driver.js';
 import { createPlugin, type Plugin } from '../plugin/host.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
+import { type Asked, asked, holds, NOTHING_HELD, newIn } from './asked.js';
 import { Encryption, readSecret, removeEncryption } from './encryption.js';
 import { json, type Run, run as runCommand } from './exec.js';
+import { FactReader, knownPart } from './facts.js';
 import { createGateway } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
@@ -318,7 +320,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		let planned: Membership | undefined;
 		let local: Local | undefined;
 		/** What `local` was read for. */
-		let seenSignature = '';
+		let seen: Asked | undefined;
 		let now: Entries | undefined;
 		let vipsNow: VipEntries | undefined;
 		let namespaces: Namespaces | undefined;
@@ -402,7 +404,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		let timer: NodeJS.Timeout | undefined;
 		let timerAt = Number.POSITIVE_INFINITY;
 		let failures = 0;
-		const waiters: { resolve: () => void; reject: (e: Error) => void; run: number }[] = [];
+		const waiters: { resolve: () => void; reject: (e: Error) => void; run: number; look?: number }[] = [];
 		let runNumber = 0;
 
 		/** The first run waits for what it is to know; causes that come before are in it. */
@@ -675,12 +677,38 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			adopt();
 		}
 
+		const reader = new FactReader(
+			(m) =>
+				locals.collect({
+					mesh: m,
+					address: config.node.address,
+					uplinks: config.uplinks,
+					vxlanPort: config.datapath.vxlanPort,
+					httpPorts: ownPorts(config),
+					...(config.datapath.secretFile === undefined ? {} : { keyPort: config.datapath.keyPort }),
+					acceptFirewallBypass: config.datapath.acceptFirewallBypass,
+					gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
+				}),
+			(again) => mark('facts of this node', again),
+		);
+		/** What the reader has found. @throws what it could not do */
+		async function takeFacts(): Promise<Local | undefined> {
+			const found = reader.take();
+			if (found === undefined) return undefined;
+			seen = found.asked;
+			local = found.local;
+			for (const e of await networks.reap(local.names, found.at))
+				log.info(`endpoint ${e.id}: its namespace is gone, and it with it`);
+			keepFacts(found.local);
+			return found.local;
+		}
+
 		async function once(): Promise<void> {
 			const number = ++runNumber;
 			const readAtNow = readAt;
 			const cause = [...dirty].join(', ') || 'a full look';
 			const began = performance.now();
-			const known = dirtySince ?? began;
+			const since = dirtySince ?? began;
 			const rereads = needsLocal || dirty.size === 0;
 			dirty.clear();
 			wantedAt = Number.POSITIVE_INFINITY;
@@ -689,72 +717,68 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			const errors: string[] = [];
 			let changes = 0;
 			let wakeAt: number | undefined;
+			/** The look that knows everything that this run was asked for; 0: facts were new enough. */
+			let covering = 0;
+			let held = NOTHING_HELD;
 			try {
+				let took: Local | undefined;
+				try {
+					took = await takeFacts();
+				} catch (e) {
+					errors.push(sentence(e));
+				}
 				health = { ...health, downNodes: peers.downNodes };
 				networks.updateNames();
 				const nextPlanned = observed;
-				const nextMesh = plan({
-					membership: networks.complete(membership),
-					self: config.node.name,
-					health,
-					nowMs: nowMs(),
-					...(mesh === undefined ? {} : { previous: mesh }),
-				});
+				const full = networks.complete(membership);
+				const planWith = (m: Membership, downNodes: ReadonlySet<string>) =>
+					plan({
+						membership: m,
+						self: config.node.name,
+						health: { ...health, downNodes },
+						nowMs: nowMs(),
+						...(mesh === undefined ? {} : { previous: mesh }),
+					});
+				let nextMesh = planWith(full, health.downNodes);
 				const done = applyVips(nextMesh);
 				changes += done.changes;
 				errors.push(...done.errors);
-				const lookedAt = new Date();
-				// Worked out by the first run too: the first change would wait for what it says of every service.
-				const signature = views.localSignature(nextMesh);
-				const looks = local === undefined || rereads || signature !== seenSignature;
-				seenSignature = signature;
-				const l =
-					local === undefined || looks
-						? await locals.collect({
-								mesh: nextMesh,
-								address: config.node.address,
-								uplinks: config.uplinks,
-								vxlanPort: config.datapath.vxlanPort,
-								httpPorts: ownPorts(config),
-								...(config.datapath.secretFile === undefined ? {} : { keyPort: config.datapath.keyPort }),
-								acceptFirewallBypass: config.datapath.acceptFirewallBypass,
-								gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
-							})
-						: local;
-				local = l;
-				if (looks) {
-					for (const e of await networks.reap(l.names, lookedAt))
-						log.info(`endpoint ${e.id}: its namespace is gone, and it with it`);
-					keepFacts(l);
+
+				const wants = asked(nextMesh);
+				// Without facts, and where the membership says that this node is gone or another, nothing can be done before them.
+				if (local === undefined || nextMesh.nodes.get(config.node.name)?.address !== local.facts.vtep) {
+					await reader.read(nextMesh, wants);
+					took = await takeFacts();
+				} else {
+					const news = newIn(wants, seen as Asked);
+					if (rereads || news !== undefined) covering = reader.order(nextMesh, wants);
+					held = news ?? NOTHING_HELD;
 				}
+				const l = local as Local;
+				const downNodes = held.nodes.size === 0 ? health.downNodes : new Set([...health.downNodes, ...held.nodes]);
+				const part = knownPart(full, held, mesh);
+				if (held.nodes.size > 0 || part !== full) nextMesh = planWith(part, downNodes);
 
 				mesh = nextMesh;
-				planned = nextPlanned;
+				if (part === full) planned = nextPlanned;
 				updatePeers(mesh.nodes.values(), mesh.digest);
 				const facts = { ...l.facts, overlay: networks.facts() };
 				let e = entries(mesh, facts, options(), ids, nowMs(), now);
-				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh)]);
+				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh), ...held.backends]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
-					planned = observed;
-					mesh = plan({
-						membership: networks.complete(membership),
-						self: config.node.name,
-						health,
-						nowMs: nowMs(),
-						previous: mesh,
-					});
+					mesh = planWith(part, downNodes);
 					e = entries(mesh, facts, options(), ids, nowMs(), e);
 				}
 				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
 				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
 				if (!committed && !fresh) commit();
 				// Replies need their program before requests arrive.
-				if (committed && looks) attachEndpoints(wantedEndpoints);
+				if (committed && took !== undefined) attachEndpoints(wantedEndpoints);
 				if (committed) errors.push(...networks.attachPrograms(d).values());
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
-				appliedReadAt = readAtNow;
+				if (!holds(held)) appliedReadAt = readAtNow;
 				changes += result.rowsWritten + result.rowsDeleted + result.slotsChanged;
 				wakeAt = result.wakeAtMs;
 				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
@@ -765,7 +789,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}
 				if (committed) {
 					networks.detachPrograms(d);
-					await encrypt(looks);
+					await encrypt(took !== undefined);
 				}
 				if (committed && !socketTried) {
 					socketTried = true;
@@ -781,7 +805,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					}
 				}
 				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
-				if (committed && looks) {
+				if (committed && took !== undefined) {
 					await attachUplinks(l);
 					attachGateways(l);
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.
@@ -812,7 +836,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				lastLogged = errors.join();
 			} else {
 				lastLogged = '';
-				metrics.converged((performance.now() - known) / 1000);
+				if (!holds(held)) metrics.converged((performance.now() - since) / 1000);
+				else dirtySince = Math.min(dirtySince ?? since, since);
 				if (!isReady && local !== undefined && committed) {
 					isReady = true;
 					log.info(
@@ -827,7 +852,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				emit({ type: 'reconcile', at: recent.lastAt, cause, ms: recent.lastMs, changes, error: recent.lastError });
 			}
 			for (const w of waiters.splice(0)) {
-				if (w.run > number) waiters.push(w);
+				if (w.run <= number) w.look ??= covering;
+				if (w.run > number || (w.look ?? 0) > reader.taken) waiters.push(w);
 				else if (errors.length > 0)
 					w.reject(new AgentError(503, 'NOT_APPLIED', `written, but not in force yet: ${errors[0]}`));
 				else w.resolve();
@@ -1130,6 +1156,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			stop();
 			closed = true;
 			await running;
+			await reader.idle();
 			clearTimeout(timer);
 			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));

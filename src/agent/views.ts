@@ -22,30 +22,6 @@ import type { MetricsSnapshot } from '../metrics/registry.js';
 import type { Local } from './local.js';
 import type { PeerView } from './peers.js';
 
-/** What local facts are read for: where it is the same, they need not be read again. */
-export function localSignature(mesh: Mesh | undefined): string {
-	if (mesh === undefined) return '';
-	const parts: string[] = [mesh.self];
-	for (const n of mesh.nodes.values()) parts.push(`${n.name}=${n.address}`);
-	for (const s of mesh.services.values()) {
-		// A service that did not change is the same object: its 100 backends need not be gone through again.
-		const known = signatures.get(s);
-		const own = known?.self === mesh.self ? known.text : signatureOf(s, mesh.self);
-		if (known?.text !== own) signatures.set(s, { self: mesh.self, text: own });
-		parts.push(own);
-	}
-	return parts.join();
-}
-
-const signatures = new WeakMap<MeshService, { readonly self: string; readonly text: string }>();
-
-function signatureOf(s: MeshService, self: string): string {
-	const parts: string[] = [];
-	for (const f of s.frontends) if (!f.leaving) parts.push(`${f.key}${s.options.allow.length > 0 ? '+' : ''}`);
-	for (const b of s.backends) if (b.node === self && !b.gone) parts.push(`${b.key} ${b.address4} ${b.address6}`);
-	return parts.join();
-}
-
 const indexed = new WeakMap<Entries, ReadonlyMap<number, MeshBackend>>();
 
 /** Row of `backends` → backend. */

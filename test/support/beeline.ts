@@ -63,6 +63,8 @@ export class Agent {
 	readonly meshFile: string;
 	readonly socket: string;
 	running: Running | undefined;
+	/** More of the environment, from the next start on. */
+	env: Readonly<Record<string, string>> = {};
 	/** Everything that agents of this node printed so far. */
 	log = '';
 
@@ -107,7 +109,7 @@ export class Agent {
 	launch(command = beeline): Running {
 		mountBpffs();
 		const running = this.net.spawn(this.node, [command, 'agent', '--config', this.configFile], {
-			env: { BEELINE_NO_BUILD: '1' },
+			env: { BEELINE_NO_BUILD: '1', ...this.env },
 		});
 		this.running = running;
 		void running.ended.then((result) => {
