@@ -505,7 +505,7 @@ class Outer {
 	put(entries: readonly (readonly [number, TypedMap<unknown, unknown>])[]): void {
 		if (entries.length === 0) return;
 		const keys = this.keys;
-		this.quickly(() => this.map.setMany(entries));
+		withShortGracePeriods(() => this.map.setMany(entries));
 		for (const [key, inner] of entries) keys.set(key, inner.id);
 	}
 
@@ -514,7 +514,7 @@ class Outer {
 		if (going.length === 0) return;
 		this.none ??= this.map.createInner(1, NONE);
 		const { none } = this;
-		this.quickly(() => this.map.setMany(going.map((key) => [key, none] as const)));
+		withShortGracePeriods(() => this.map.setMany(going.map((key) => [key, none] as const)));
 		for (const key of going) this.keys.delete(key);
 	}
 
