@@ -574,7 +574,7 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 	if (row & PORT_LOCAL && socket_has(ctx, q))
 		return REF_NONE;
 	struct backend *b;
-	__u32 ref = pick(q, fe, flow_hash(q, s->hash_seed, fe->flags & FRONTEND_AFFINITY), &b);
+	__u32 ref = pick(q, fe, frontend_hash(q, s, fe, index), &b);
 
 	return is_kernel(ref) ? REF_NONE : ref;
 }
@@ -625,7 +625,7 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 		if (fe->flags & FRONTEND_KERNEL && goes_to_kernel(s, fe, p))
 			return PASS_STALE;
 	}
-	to->hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
+	to->hash = frontend_hash(p, s, fe, index);
 	to->ref = pick(p, fe, to->hash, &to->backend);
 	count_frontend(index, p->len);
 	if (unlikely(!to->ref))

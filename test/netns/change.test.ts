@@ -136,6 +136,31 @@ scenario(
 			assert.is(report.backends.n2t3, undefined);
 		});
 
+		test('affinity that is set and taken back moves no open connection; new ones follow it', async ({ net, mesh }) => {
+			const load = net.startLoad('c1', [
+				...['-n', 0, '-c', 60, '-r', 400, '-k', 3, '-i', 30, '-d', 120_000, '-t', 5000],
+				...targets(net, net.nodes, 8080, [4, 6]),
+			]);
+			const set = (affinity: 'none' | 'client-ip') =>
+				mesh.change({
+					...mesh.document,
+					services: mesh.document.services.map((one) => ({ ...one, options: { ...one.options, affinity } })),
+				});
+			await set('client-ip');
+			const one = await fresh(net, 200);
+			assert.equal(one.failures, {});
+			assert.ok(
+				Object.keys(one.backends).length <= 2,
+				`one for each of its addresses: ${JSON.stringify(one.backends)}`,
+			);
+			await set('none');
+			const all = await fresh(net);
+			assert.equal(all.failures, {});
+			assert.is(Object.keys(all.backends).length, 5);
+			const report = await load.finish();
+			assert.equal([report.failures, report.moved], [{}, 0], JSON.stringify(report));
+		});
+
 		test('twenty changes in a row under new connections: none fails', async ({ net, mesh }) => {
 			const all = ['n2t1', 'n2t2', 'n3t1', 'n3t2', 'n3t3'];
 			const load = net.startLoad('c1', [
