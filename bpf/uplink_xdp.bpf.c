@@ -236,9 +236,10 @@ INLINE bool was_sent_on_lately(void)
 
 /*
  * Where a flow goes whose backend is down or unknown here, and stays when the backend comes: an added backend is in the
- * tables of other nodes before this one has found its endpoint. `here`: the backend is known by now.
+ * tables of other nodes before this one has found its endpoint. `here`: the backend is known by now. `own`: it, where
+ * nothing but a better place keeps the flow from it.
  */
-GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here)
+GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here, __u32 own)
 {
 	if (!s || !p || is_icmp(p) || p->fragment == LATER_FRAGMENT)
 		return REF_NONE;
@@ -260,11 +261,35 @@ GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here
 
 	struct flow n = { .ref = other_backend(s, p), .generation = SENT_ON_GENERATION, .isn = p->seq };
 
+	if (n.ref == own)
+		return REF_NONE;
 	if (n.ref) {
 		bpf_map_update_elem(&conntrack, &k, &n, BPF_ANY);
 		sent_on_ns = bpf_ktime_get_coarse_ns();
 	}
 	return n.ref;
+}
+
+/*
+ * A SYN for a backend that drains: this node, where the backend's task is being stopped, learns that first. Others still send
+ * it new flows, and its listener may be closed. Not one that it has had before, and may have answered.
+ */
+GLOBAL int is_late(const struct packet *p, const struct local_backend *lb)
+{
+	if (!p || !lb || lb->state != BACKEND_DRAINING || !is_syn(p))
+		return false;
+	struct revnat_key k = {
+		.client = p->src,
+		.endpoint = p->family == 4 ? lb->addr4 : lb->addr6,
+		.client_port = p->sport,
+		.port = lb->port,
+		.proto = p->proto,
+	};
+	struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
+
+	if (!v)
+		v = bpf_map_lookup_elem(&revnat_new, &k);
+	return !v || v->state == REVNAT_CLOSING || !is_mine(v, p);
 }
 
 /* Answered here so that a probe says "this node's datapath works", not "its agent does". Returns the action. */
@@ -459,13 +484,15 @@ INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings
 		return DROP_MALFORMED;
 	to->lb = bpf_map_lookup_elem(&local_backends, &k);
 
-	bool here = to->lb && to->lb->state != BACKEND_DOWN;
+	bool there = to->lb && to->lb->state != BACKEND_DOWN;
+	bool late = there && unlikely(to->lb->state == BACKEND_DRAINING) && is_late(p, to->lb);
 
-	if (likely(here && !was_sent_on_lately()))
+	if (likely(there && !late && !was_sent_on_lately()))
 		return TO_BE_SENT;
-	to->ref = to->flags & FRAME_REBALANCED ? REF_NONE : sent_on(s, p, here);
+	to->ref = to->flags & FRAME_REBALANCED ? REF_NONE :
+						sent_on(s, p, there && !late, late ? to->lb->ref : REF_NONE);
 	if (!to->ref)
-		return here ? TO_BE_SENT : DROP_UNKNOWN_BACKEND;
+		return there ? TO_BE_SENT : DROP_UNKNOWN_BACKEND;
 	to->lb = NULL;
 	to->flags |= FRAME_REBALANCED;
 	to->hash = to->ref;

@@ -126,6 +126,24 @@ scenario(
 			assert.ok(again.backends.n2t2 > 0);
 		});
 
+		test('a node that drains its backend before others hear of it sends their new connections on', async ({
+			net,
+			mesh,
+		}) => {
+			const own = (await mesh.agent('n3').backends()).find(
+				(b) => b.service === 'web' && b.addresses.includes(net.address('n3t1').v4) && b.node === 'n3',
+			);
+			assert.ok(own, 'the backend n3t1 is listed');
+			await mesh.agent('n3').post(`/v1/backends/${own.id}/drain`);
+			const report = await fresh(net);
+			assert.equal(report.failures, {});
+			assert.is(report.backends.n3t1, undefined, JSON.stringify(report.backends));
+			await mesh.agent('n3').post(`/v1/backends/${own.id}/undrain`);
+			const again = await fresh(net);
+			assert.equal(again.failures, {});
+			assert.ok(again.backends.n3t1 > 0);
+		});
+
 		test('a removed backend gets no new connection; its open ones go on', async ({ net, mesh }) => {
 			await mesh.setBackends(
 				'web',
