@@ -107,8 +107,10 @@ const COLLECT_AFTER_MS = 3000;
 /** One second: DESIGN 5.2. */
 const HEARTBEAT_MS = 1000;
 const SETTLE_MS = 5000;
-/** Without any sign of a change: what no event told. */
+/** Facts of this node that are older are read again without any sign of a change: what no event told. */
 const FULL_MS = 30_000;
+/** An endpoint that does not answer is looked for again, first after so long: nothing tells when it does. */
+const FIND_AGAIN_MS = 250;
 /** Between looks at what listens on published ports. */
 const SOCKETS_MS = 3000;
 /** How long a backend that came while no agent ran may wait for its node's agent. */
@@ -691,10 +693,21 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}),
 			(again) => mark('facts of this node', again),
 		);
+		let takenAt = performance.now();
+		let findAgain: NodeJS.Timeout | undefined;
+		let findAgainMs = 0;
 		/** What the reader has found. @throws what it could not do */
 		async function takeFacts(): Promise<Local | undefined> {
 			const found = reader.take();
 			if (found === undefined) return undefined;
+			takenAt = performance.now();
+			clearTimeout(findAgain);
+			const lost = [...found.local.problems.keys()];
+			if (lost.some((a) => local?.problems.has(a) !== true)) findAgainMs = 0;
+			if (lost.length > 0) {
+				findAgainMs = Math.min(FULL_MS, Math.max(FIND_AGAIN_MS, findAgainMs * 2));
+				findAgain = setTimeout(() => mark('an endpoint that was not found', true), findAgainMs);
+			}
 			seen = found.asked;
 			local = found.local;
 			for (const e of await networks.reap(local.names, found.at))
@@ -709,7 +722,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			const cause = [...dirty].join(', ') || 'a full look';
 			const began = performance.now();
 			const since = dirtySince ?? began;
-			const rereads = needsLocal || dirty.size === 0;
+			const rereads = needsLocal || dirty.size === 0 || began - takenAt >= FULL_MS;
 			dirty.clear();
 			wantedAt = Number.POSITIVE_INFINITY;
 			dirtySince = undefined;
@@ -1143,6 +1156,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearInterval(legacy);
 			rules.close();
 			clearTimeout(timer);
+			clearTimeout(findAgain);
 			clearInterval(heartbeat);
 			clearInterval(settle);
 			closing ??= source.close();
@@ -1158,6 +1172,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			await running;
 			await reader.idle();
 			clearTimeout(timer);
+			clearTimeout(findAgain);
 			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
 			await encryption.close();
