@@ -36,7 +36,8 @@ INLINE void flow_key_of(struct flow_key *k, const struct packet *p)
 	k->client_port = p->sport;
 	k->port = p->dport;
 	k->proto = p->proto;
-	k->of_hash = k->pad[0] = k->pad[1] = 0;
+	k->kind = FLOW_SLOT;
+	k->pad[0] = k->pad[1] = 0;
 }
 
 INLINE void remember(const struct flow_key *k, struct transition *t, __u32 ref, bool closing, __u32 generation)
@@ -193,7 +194,7 @@ GLOBAL int is_hashed_by_client(const struct packet *p, const struct frontend *fe
 	struct flow_key k;
 
 	flow_key_of(&k, p);
-	k.of_hash = 1;
+	k.kind = FLOW_HASH;
 	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
 
 	if (!f || f->generation != generation)

@@ -276,6 +276,13 @@ struct overlay_port {
 	__u8 pad[2];
 };
 
+/* What a record is about. One flow may have one of each. */
+enum flow_kind {
+	FLOW_SLOT = 0,		/* where it goes from the node that it entered */
+	FLOW_HASH = 1,		/* what it is hashed by (`rehashes`) */
+	FLOW_SENT_ON = 2,	/* where a node sends it on that has no backend for it, perhaps the one that it entered */
+};
+
 /* A flow as the client sent it. */
 struct flow_key {
 	struct in6_addr client;
@@ -283,13 +290,13 @@ struct flow_key {
 	__be16 client_port;
 	__be16 port;
 	__u8 proto;
-	__u8 of_hash;		/* 1: the record says what the flow is hashed by (`rehashes`), not where it goes */
+	__u8 kind;		/* enum flow_kind */
 	__u8 pad[2];
 };
 
 /* conntrack: flow -> backend, only for slots in transition. */
 struct flow {
-	__u32 ref;		/* of_hash: enum hashed_by */
+	__u32 ref;		/* FLOW_HASH: enum hashed_by */
 	__u32 generation;
 	__u32 isn;		/* half-open: the SYN's sequence number */
 	__u32 closing;		/* a FIN or RST of the client was seen */

@@ -109,6 +109,13 @@ export const OverlayFlag = {
 	OVERLAY_VIP: 1,
 } as const;
 
+/** enum flow_kind */
+export const FlowKind = {
+	FLOW_SLOT: 0,
+	FLOW_HASH: 1,
+	FLOW_SENT_ON: 2,
+} as const;
+
 /** enum revnat_state */
 export const RevnatState = {
 	REVNAT_NEW: 0,
@@ -735,19 +742,19 @@ export interface FlowKey {
 	readonly client_port: number;
 	readonly port: number;
 	readonly proto: number;
-	readonly of_hash: number;
+	readonly kind: number;
 }
 
 export const flowKeyCodec: Codec<FlowKey> = {
 	size: 40,
-	offsets: { client: 0, addr: 16, client_port: 32, port: 34, proto: 36, of_hash: 37, pad: 38 },
+	offsets: { client: 0, addr: 16, client_port: 32, port: 34, proto: 36, kind: 37, pad: 38 },
 	encode(row, v, at) {
 		putIp(row.client, v, at);
 		putIp(row.addr, v, at + 16);
 		v.setUint16(at + 32, row.client_port);
 		v.setUint16(at + 34, row.port);
 		v.setUint8(at + 36, row.proto);
-		v.setUint8(at + 37, row.of_hash);
+		v.setUint8(at + 37, row.kind);
 		v.setUint8(at + 38, 0);
 		v.setUint8(at + 39, 0);
 	},
@@ -757,7 +764,7 @@ export const flowKeyCodec: Codec<FlowKey> = {
 		client_port: v.getUint16(at + 32),
 		port: v.getUint16(at + 34),
 		proto: v.getUint8(at + 36),
-		of_hash: v.getUint8(at + 37),
+		kind: v.getUint8(at + 37),
 	}),
 };
 

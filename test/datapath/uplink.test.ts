@@ -6,6 +6,7 @@ import { createSocket } from 'node:dgram';
 import { connect } from 'node:net';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { FlowKind } from '../../src/loader/layout.gen.js';
 import { waitFor } from '../support/wait.js';
 import { build, ETHER, fragments, frame, type Packet, PROTOCOL, print } from './packets.js';
 import { BACKENDS, type BackendName, fill, macOf, tableOf } from './services.js';
@@ -511,6 +512,31 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 		}
 		const nowhere = tcp(8085, { tcp: SYN });
 		assert.match(xdp(tunnelled('gone', nowhere)).verdict, /^drop_(no|unknown)_backend$/);
+	});
+	test('a SYN that was passed on to a backend that is unknown here too goes on once more, and not back', () => {
+		const before = [4, 6].map((f) => w.store.tables.read(tableOf('gone', f as 4 | 6))!);
+		for (const six of [false, true]) {
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), Uint32Array.of(BACKENDS.far, BACKENDS.farther)]]);
+			const flow = { sport: nextPort++ };
+			const p = tcp(8100, { six, tcp: { ...SYN, ...flow } });
+			// From node2, of a flow that entered at node3.
+			const r = xdp(tunnelled('gone', p, { source: '06:01:0a:01:00:03' }));
+			expect(r, 'encap_rebalanced', 'redirect');
+			assert.is(anyPort(r.out), encapped(p, 'farther', { node: 3, source: '06:03:0a:01:00:03' }));
+			// Where the flow entered here, this node has a record of its own for it.
+			const records = w.map<{ kind: number; client_port: number }, { ref: number; generation: number }>('conntrack');
+			for (const [k, f] of [...records.entries()])
+				if (k.kind === FlowKind.FLOW_SENT_ON && k.client_port === flow.sport)
+					records.set({ ...k, kind: FlowKind.FLOW_SLOT }, { ...f, ref: BACKENDS.far, generation: 7 });
+			const data = tcp(8100, { six, tcp: flow });
+			const again = xdp(tunnelled('gone', data, { source: '06:01:0a:01:00:03' }));
+			assert.is(anyPort(again.out), encapped(data, 'farther', { node: 3, source: '06:03:0a:01:00:03' }));
+			dropped(tunnelled('gone', p, { source: '06:03:0a:01:00:03' }), 'drop_unknown_backend');
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), Uint32Array.of(BACKENDS.far, BACKENDS.far)]]);
+			const back = tcp(8100, { six, tcp: { ...SYN, sport: nextPort++ } });
+			dropped(tunnelled('gone', back, { source: '06:01:0a:01:00:03' }), 'drop_unknown_backend');
+		}
+		w.store.tables.create(before.map((t, i) => [tableOf('gone', i === 0 ? 4 : 6), t]));
 	});
 	test('a SYN for a backend that drains goes to another node, once; what it has had before stays', () => {
 		const local = (state: number) => {
