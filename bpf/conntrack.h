@@ -36,7 +36,8 @@ INLINE void flow_key_of(struct flow_key *k, const struct packet *p)
 	k->client_port = p->sport;
 	k->port = p->dport;
 	k->proto = p->proto;
-	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+	k->kind = FLOW_SLOT;
+	k->pad[0] = k->pad[1] = 0;
 }
 
 INLINE void remember(const struct flow_key *k, struct transition *t, __u32 ref, bool closing, __u32 generation)
@@ -165,6 +166,98 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 			t->needed_ns = now;
 	}
 	return ref;
+}
+
+/*
+ * Whether the client's address alone is hashed, for a flow of a frontend whose affinity changed. Another hash leads to
+ * another slot, and so to another backend: open flows keep the one that they began with, by the rules of a slot that moves,
+ * where nothing is ever down. The slot is picked from afterwards as any, and may be in transition itself.
+ */
+GLOBAL int is_hashed_by_client(const struct packet *p, const struct frontend *fe, __u32 index)
+{
+	if (!p || !fe)
+		return false;
+	bool affinity = fe->flags & FRONTEND_AFFINITY;
+	__u32 current = affinity ? HASHED_BY_CLIENT : HASHED_BY_FLOW;
+	struct transition *t = bpf_map_lookup_elem(&rehashes, &index);
+
+	if (!t)
+		return affinity;
+	__u64 now = now_ns();
+	bool moving = now - t->since_ns <= fe->window_ns || (__s64)(now - t->since_ns) < 0;
+
+	if (!moving && now - t->needed_ns > fe->window_ns && (__s64)(now - t->needed_ns) > 0)
+		return affinity;
+
+	__u32 generation = t->generation;
+	bool udp = p->proto == IPPROTO_UDP, syn = is_syn(p), quoted = p->icmp_type;
+	struct flow_key k;
+
+	flow_key_of(&k, p);
+	k.kind = FLOW_HASH;
+	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
+
+	if (!f || f->generation != generation)
+		f = bpf_map_lookup_elem(&conntrack_old, &k);
+	if (f && f->generation != generation)
+		f = NULL;
+
+	__u32 half = 0, isn = 0;
+
+	if (!udp) {
+		struct flow *h = bpf_map_lookup_elem(&conntrack_half_open, &k);
+
+		if (h && h->generation == generation) {
+			half = h->ref;
+			isn = h->isn;
+		}
+	}
+
+	bool succeeds = half && !syn && !quoted && follows(p->seq, isn);
+
+	if (f && !(f->closing && (syn || succeeds))) {
+		if (p->tcp & (TCP_FIN | TCP_RST))
+			f->closing = 1;
+		if (f->ref != current && !quoted)
+			t->needed_ns = now;
+		return f->ref == HASHED_BY_CLIENT;
+	}
+
+	struct flow n = { .ref = current, .generation = generation, .closing = !!(p->tcp & (TCP_FIN | TCP_RST)) };
+
+	if (half && (succeeds || quoted || (syn && isn == p->seq))) {
+		n.ref = half;
+		if (succeeds) {
+			bpf_map_delete_elem(&conntrack_half_open, &k);
+			bpf_map_delete_elem(&conntrack_old, &k);
+			bpf_map_update_elem(&conntrack, &k, &n, BPF_ANY);
+			if (half != current)
+				t->needed_ns = now;
+		}
+		return half == HASHED_BY_CLIENT;
+	}
+	if (syn) {
+		n.isn = p->seq;
+		bpf_map_update_elem(&conntrack_half_open, &k, &n, BPF_ANY);
+		return affinity;
+	}
+	if (!moving || t->previous == current || (udp && now - t->since_ns > fe->udp_window_ns))
+		return affinity;
+	if (!quoted) {
+		n.ref = t->previous;
+		bpf_map_update_elem(&conntrack_old, &k, &n, BPF_ANY);
+		t->needed_ns = now;
+	}
+	return t->previous == HASHED_BY_CLIENT;
+}
+
+INLINE __u32 frontend_hash(const struct packet *p, const struct settings *s, const struct frontend *fe, __u32 index)
+{
+	bool affinity = fe->flags & FRONTEND_AFFINITY;
+
+	if (unlikely(fe->flags & FRONTEND_REHASHED))
+		affinity = is_hashed_by_client(p, fe, index);
+	return flow_hash(p, s->hash_seed, affinity);
 }
 
 /*

@@ -246,7 +246,7 @@ INLINE int dial(struct __sk_buff *skb, struct packet *p, const struct settings *
 			if (fe->flags & FRONTEND_KERNEL && goes_to_kernel(s, fe, p))
 				return PASS_STALE;
 		}
-		p->ref = pick(p, fe, flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY), &b);
+		p->ref = pick(p, fe, frontend_hash(p, s, fe, index), &b);
 		count_frontend(index, p->len);
 		if (!p->ref)
 			return DROP_NO_BACKEND;

@@ -6,6 +6,8 @@ const volatile enum slot_phase phase;
 const volatile enum settings_flag settings_flag;
 const volatile enum port_flag port_flag;
 const volatile enum frontend_flag frontend_flag;
+const volatile enum hashed_by hashed_by;
+const volatile enum flow_kind flow_kind;
 const volatile enum backend_state backend_state;
 const volatile enum delivery delivery;
 const volatile enum return_path return_path;

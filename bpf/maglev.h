@@ -114,4 +114,21 @@ GLOBAL __u32 next_alive(__u32 table, __u32 mask, __u32 slot)
 	return REF_NONE;
 }
 
+/* The same, of no backend on the node `not`. */
+GLOBAL __u32 next_elsewhere(__u32 table, __u32 mask, __u32 slot, __u32 not)
+{
+	for (__u32 i = 0; i <= MAX_NEXT_SLOTS; i++) {
+		__u32 *word = slot_of(table, (slot + i) & mask);
+
+		if (!word)
+			return REF_NONE;
+		__u32 ref = *word & REF_MASK;
+		struct backend *b = ref && !is_kernel(ref) ? backend_of(ref) : NULL;
+
+		if (is_incarnation(b, ref) && b->node != not)
+			return ref;
+	}
+	return REF_NONE;
+}
+
 #endif

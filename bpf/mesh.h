@@ -53,11 +53,11 @@ enum slot_phase {
 	SLOT_MOVING = 1,	/* settling is a moving slot whose `since` lies a window back */
 };
 
-/* One cell of the table `transitions`: cold data of a slot that is not stable. */
+/* One cell of the table `transitions`: cold data of a slot that is not stable. Of `rehashes`: of a frontend's hash. */
 struct transition {
 	__u64 since_ns;		/* CLOCK_BOOTTIME of the last change of `current` */
 	__u64 needed_ns;	/* CLOCK_BOOTTIME of the last packet sent elsewhere than `current`; written by programs */
-	__u32 previous;		/* reference */
+	__u32 previous;		/* reference; of a hash: enum hashed_by */
 	__u32 generation;	/* records of another generation are no records */
 };
 
@@ -108,6 +108,13 @@ enum frontend_flag {
 	FRONTEND_ALLOW = 1 << 3,	/* a client must be in `allow` */
 	FRONTEND_DENY = 1 << 4,		/* a client must not be in `deny` */
 	FRONTEND_KERNEL = 1 << 5,	/* the kernel's own mesh answers too: when the agent is stale new flows pass */
+	FRONTEND_REHASHED = 1 << 6,	/* FRONTEND_AFFINITY changed: `rehashes` tells which flows keep the other hash */
+};
+
+/* What a flow is hashed by: `previous` of a row of `rehashes`, and `ref` of its flows' records. */
+enum hashed_by {
+	HASHED_BY_FLOW = 1,
+	HASHED_BY_CLIENT = 2,
 };
 
 struct table_ref {
@@ -269,6 +276,13 @@ struct overlay_port {
 	__u8 pad[2];
 };
 
+/* What a record is about. One flow may have one of each. */
+enum flow_kind {
+	FLOW_SLOT = 0,		/* where it goes from the node that it entered */
+	FLOW_HASH = 1,		/* what it is hashed by (`rehashes`) */
+	FLOW_SENT_ON = 2,	/* where a node sends it on that has no backend for it, perhaps the one that it entered */
+};
+
 /* A flow as the client sent it. */
 struct flow_key {
 	struct in6_addr client;
@@ -276,12 +290,13 @@ struct flow_key {
 	__be16 client_port;
 	__be16 port;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 kind;		/* enum flow_kind */
+	__u8 pad[2];
 };
 
 /* conntrack: flow -> backend, only for slots in transition. */
 struct flow {
-	__u32 ref;
+	__u32 ref;		/* FLOW_HASH: enum hashed_by */
 	__u32 generation;
 	__u32 isn;		/* half-open: the SYN's sequence number */
 	__u32 closing;		/* a FIN or RST of the client was seen */

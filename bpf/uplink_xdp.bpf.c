@@ -198,8 +198,11 @@ INLINE int send(struct xdp_md *ctx, struct packet *p, const struct settings *s, 
 	return unlikely(is_icmp(p)) ? deliver_icmp(ctx, p, s, to) : deliver(ctx, p, s, to);
 }
 
-/* SYN for a backend that is down or unknown here: the next slots know better. Once, or nodes would play ball. */
-GLOBAL __u32 other_backend(const struct settings *s, const struct packet *p)
+/*
+ * SYN for a backend that is down or unknown here: the next slots know better. `from`: the node that has passed it on already,
+ * for the same reason, as where tasks of both have just started: not back to it.
+ */
+GLOBAL __u32 other_backend(const struct settings *s, const struct packet *p, __u32 from)
 {
 	if (!s || !p)
 		return REF_NONE;
@@ -218,12 +221,16 @@ GLOBAL __u32 other_backend(const struct settings *s, const struct packet *p)
 	if (!fe || !fe->tables[v6].table)
 		return REF_NONE;
 	__u32 hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
-	__u32 ref = next_alive(fe->tables[v6].table, fe->tables[v6].mask, hash & fe->tables[v6].mask);
+	__u32 table = fe->tables[v6].table, mask = fe->tables[v6].mask;
+
+	if (from != MAX_NODES)
+		return next_elsewhere(table, mask, hash & mask, from);
+	__u32 ref = next_alive(table, mask, hash & mask);
 
 	return is_kernel(ref) ? REF_NONE : ref;
 }
 
-/* Flows that were sent on lie in conntrack beside this node's own, for their frontend is another node's. */
+/* Flows that were sent on lie in conntrack beside this node's own, which they may be too: they may come back to where they entered. */
 #define SENT_ON_GENERATION 0xffffffffu
 #define SENT_ON_NS (8100ull * 1000000000)	/* 2 h 15 min, as the default trackingWindow */
 
@@ -236,9 +243,10 @@ INLINE bool was_sent_on_lately(void)
 
 /*
  * Where a flow goes whose backend is down or unknown here, and stays when the backend comes: an added backend is in the
- * tables of other nodes before this one has found its endpoint. `here`: the backend is known by now.
+ * tables of other nodes before this one has found its endpoint. `here`: the backend is known by now. `own`: it, where
+ * nothing but a better place keeps the flow from it. `from`: see other_backend().
  */
-GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here)
+GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here, __u32 own, __u32 from)
 {
 	if (!s || !p || is_icmp(p) || p->fragment == LATER_FRAGMENT)
 		return REF_NONE;
@@ -246,9 +254,14 @@ GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here
 	struct flow_key k;
 
 	flow_key_of(&k, p);
+	k.kind = FLOW_SENT_ON;
 	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
 
 	if (f && f->generation == SENT_ON_GENERATION) {
+		struct backend *b = backend_of(f->ref);
+
+		if (b && b->node == from)
+			return REF_NONE;
 		if (is_alive(f->ref) && (!syn || !here || f->isn == p->seq)) {
 			sent_on_ns = bpf_ktime_get_coarse_ns();
 			return f->ref;
@@ -258,13 +271,37 @@ GLOBAL __u32 sent_on(const struct settings *s, const struct packet *p, bool here
 	if (here || !(syn || p->proto == IPPROTO_UDP))
 		return REF_NONE;
 
-	struct flow n = { .ref = other_backend(s, p), .generation = SENT_ON_GENERATION, .isn = p->seq };
+	struct flow n = { .ref = other_backend(s, p, from), .generation = SENT_ON_GENERATION, .isn = p->seq };
 
+	if (n.ref == own)
+		return REF_NONE;
 	if (n.ref) {
 		bpf_map_update_elem(&conntrack, &k, &n, BPF_ANY);
 		sent_on_ns = bpf_ktime_get_coarse_ns();
 	}
 	return n.ref;
+}
+
+/*
+ * A SYN for a backend that drains: this node, where the backend's task is being stopped, learns that first. Others still send
+ * it new flows, and its listener may be closed. Not one that it has had before, and may have answered.
+ */
+GLOBAL int is_late(const struct packet *p, const struct local_backend *lb)
+{
+	if (!p || !lb || lb->state != BACKEND_DRAINING || !is_syn(p))
+		return false;
+	struct revnat_key k = {
+		.client = p->src,
+		.endpoint = p->family == 4 ? lb->addr4 : lb->addr6,
+		.client_port = p->sport,
+		.port = lb->port,
+		.proto = p->proto,
+	};
+	struct revnat *v = bpf_map_lookup_elem(&revnat, &k);
+
+	if (!v)
+		v = bpf_map_lookup_elem(&revnat_new, &k);
+	return !v || v->state == REVNAT_CLOSING || !is_mine(v, p);
 }
 
 /* Answered here so that a probe says "this node's datapath works", not "its agent does". Returns the action. */
@@ -459,15 +496,20 @@ INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings
 		return DROP_MALFORMED;
 	to->lb = bpf_map_lookup_elem(&local_backends, &k);
 
-	bool here = to->lb && to->lb->state != BACKEND_DOWN;
+	bool there = to->lb && to->lb->state != BACKEND_DOWN;
+	bool late = there && unlikely(to->lb->state == BACKEND_DRAINING) && is_late(p, to->lb);
 
-	if (likely(here && !was_sent_on_lately()))
+	if (likely(there && !late && !was_sent_on_lately()))
 		return TO_BE_SENT;
-	to->ref = to->flags & FRAME_REBALANCED ? REF_NONE : sent_on(s, p, here);
+	if (to->flags & FRAME_AGAIN || (late && to->flags & FRAME_REBALANCED))
+		to->ref = REF_NONE;	/* or nodes would play ball */
+	else
+		to->ref = sent_on(s, p, there && !late, late ? to->lb->ref : REF_NONE,
+				  to->flags & FRAME_REBALANCED ? sender : MAX_NODES);
 	if (!to->ref)
-		return here ? TO_BE_SENT : DROP_UNKNOWN_BACKEND;
+		return there ? TO_BE_SENT : DROP_UNKNOWN_BACKEND;
 	to->lb = NULL;
-	to->flags |= FRAME_REBALANCED;
+	to->flags |= to->flags & FRAME_REBALANCED ? FRAME_AGAIN : FRAME_REBALANCED;
 	to->hash = to->ref;
 	return TO_BE_SENT;
 }
@@ -574,7 +616,7 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 	if (row & PORT_LOCAL && socket_has(ctx, q))
 		return REF_NONE;
 	struct backend *b;
-	__u32 ref = pick(q, fe, flow_hash(q, s->hash_seed, fe->flags & FRONTEND_AFFINITY), &b);
+	__u32 ref = pick(q, fe, frontend_hash(q, s, fe, index), &b);
 
 	return is_kernel(ref) ? REF_NONE : ref;
 }
@@ -625,7 +667,7 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 		if (fe->flags & FRONTEND_KERNEL && goes_to_kernel(s, fe, p))
 			return PASS_STALE;
 	}
-	to->hash = flow_hash(p, s->hash_seed, fe->flags & FRONTEND_AFFINITY);
+	to->hash = frontend_hash(p, s, fe, index);
 	to->ref = pick(p, fe, to->hash, &to->backend);
 	count_frontend(index, p->len);
 	if (unlikely(!to->ref))

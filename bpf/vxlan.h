@@ -15,7 +15,8 @@
 #define VXLAN_FLAGS bpf_htonl(0x08000000)
 #define TO_BACKEND 0x06
 #define TO_CLIENT 0x0a
-#define FRAME_REBALANCED 0x01	/* a SYN that was passed on once: not again */
+#define FRAME_REBALANCED 0x01	/* of a flow that was passed on */
+#define FRAME_AGAIN 0x02		/* twice: not again */
 
 /* RFC 5342 reserves these for local experiments. */
 #define ETH_P_PROBE 0x88b5

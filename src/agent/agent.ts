@@ -26,7 +26,7 @@ import { withEndpointTasks } from '../mesh/endpoints.js';
 import { type DatapathOptions, type Entries, entries, undeliverable } from '../mesh/entries.js';
 import { createIds } from '../mesh/ids.js';
 import { createMaglevPool } from '../mesh/maglev.js';
-import { type Health, type Mesh, plan } from '../mesh/plan.js';
+import { type Health, type Mesh, type MeshBackend, plan } from '../mesh/plan.js';
 import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
 import { parseDuration } from '../mesh/sources/document.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
@@ -53,6 +53,7 @@ import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
 import { listening, reservePorts } from './ports.js';
+import { createRunner } from './runner.js';
 import { openSource, type Source } from './source.js';
 import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
 import { STREAM_PORT } from './stream.js';
@@ -107,8 +108,10 @@ const COLLECT_AFTER_MS = 3000;
 /** One second: DESIGN 5.2. */
 const HEARTBEAT_MS = 1000;
 const SETTLE_MS = 5000;
-/** Without any sign of a change: what no event told. */
+/** Facts of this node that are older are read again without any sign of a change: what no event told. */
 const FULL_MS = 30_000;
+/** An endpoint that does not answer is looked for again, first after so long: nothing tells when it does. */
+const FIND_AGAIN_MS = 250;
 /** Between looks at what listens on published ports. */
 const SOCKETS_MS = 3000;
 /** How long a backend that came while no agent ran may wait for its node's agent. */
@@ -164,7 +167,8 @@ function servedPorts(d: Datapath): Set<string> {
  */
 export async function startAgent(deps: AgentDeps): Promise<Agent> {
 	const { log } = deps;
-	const run = deps.run ?? runCommand;
+	const runner = createRunner();
+	const run = deps.run ?? runner.run;
 	let config = deps.config;
 	const runDir = deps.runDir ?? RUN_DIR;
 	const stateFile = statePath(config.pinRoot, runDir);
@@ -194,6 +198,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		return await start();
 	} catch (e) {
 		await source.close();
+		await runner.close();
 		throw e;
 	}
 
@@ -404,7 +409,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		let timer: NodeJS.Timeout | undefined;
 		let timerAt = Number.POSITIVE_INFINITY;
 		let failures = 0;
-		const waiters: { resolve: () => void; reject: (e: Error) => void; run: number; look?: number }[] = [];
+		const waiters: { resolve: () => void; reject: (e: Error) => void; run: number; kernel: boolean; look?: number }[] =
+			[];
 		let runNumber = 0;
 
 		/** The first run waits for what it is to know; causes that come before are in it. */
@@ -431,7 +437,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** Resolves when a run that begins after now has ended; rejects with what it could not do. */
 		function applied(cause: string, kernel: boolean): Promise<void> {
 			const p = new Promise<void>((resolve, reject) => {
-				waiters.push({ resolve, reject, run: runNumber + (running === undefined ? 1 : 2) });
+				waiters.push({ resolve, reject, run: runNumber + (running === undefined ? 1 : 2), kernel });
 			});
 			mark(cause, kernel);
 			return p;
@@ -482,35 +488,87 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			peers.update({ self: config.node.name, vtep, vni, vxlanPort, nodes, digest, wantsDsr });
 		}
 
-		function attachEndpoints(wanted: ReadonlySet<number>): void {
-			for (const ifindex of wanted) {
-				const name = local?.names.get(ifindex) ?? `interface ${ifindex}`;
+		/**
+		 * Programs of new interfaces are attached beside the loop, and what is attached is looked at in full looks only: each such
+		 * call waits for the kernel's one lock of all interfaces, which containers that come and go hold for hundreds of
+		 * milliseconds, just when one that died must go.
+		 */
+		const attaching = new Set<string>();
+		let besides: Promise<void> = Promise.resolve();
+		function attachBeside(key: string, ifindex: number, into: Set<number>, attach: () => Promise<void>): void {
+			if (attaching.has(key)) return;
+			attaching.add(key);
+			besides = besides.then(async () => {
 				try {
-					d.attachEndpoint(ifindex);
-					endpoints.add(ifindex);
-					attachErrors.delete(`endpoint ${ifindex}`);
+					if (closed) return;
+					await attach();
+					into.add(ifindex);
+					attachErrors.delete(key);
 				} catch (e) {
-					attachErrors.set(`endpoint ${ifindex}`, `${name}: ${sentence(e)}`);
+					attachErrors.set(key, `${local?.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
+				}
+				attaching.delete(key);
+				if (attaching.size === 0) mark('programs of new interfaces', false);
+			});
+		}
+		/** `known`: also those that are attached already. `beside`: new ones later. */
+		function attachTo(
+			kind: 'endpoint' | 'gateway',
+			wanted: Iterable<number>,
+			how: { readonly known: boolean; readonly beside: boolean },
+			attach: { readonly now: (ifindex: number) => unknown; readonly beside: (ifindex: number) => Promise<void> },
+		): void {
+			const into = kind === 'endpoint' ? endpoints : gateways;
+			const all = new Set(wanted);
+			for (const ifindex of all) {
+				const key = `${kind} ${ifindex}`;
+				const known = into.has(ifindex);
+				if ((known && !how.known) || attaching.has(key)) continue;
+				if (!known && how.beside) {
+					attachBeside(key, ifindex, into, () => attach.beside(ifindex));
+					continue;
+				}
+				try {
+					attach.now(ifindex);
+					into.add(ifindex);
+					attachErrors.delete(key);
+				} catch (e) {
+					attachErrors.set(key, `${local?.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
 				}
 			}
+			for (const key of attachErrors.keys())
+				if (key.startsWith(`${kind} `) && !all.has(Number(key.slice(kind.length + 1)))) attachErrors.delete(key);
+		}
+		const attachEndpoints = (wanted: ReadonlySet<number>, how: { readonly known: boolean; readonly beside: boolean }) =>
+			attachTo('endpoint', wanted, how, {
+				now: (ifindex) => d.attachEndpoint(ifindex),
+				beside: (ifindex) => d.attachEndpointAsync(ifindex),
+			});
+		/** Backends of this node whose endpoint has no program yet. */
+		function unattached(m: Mesh, l: Local): string[] {
+			const waits = (b: MeshBackend) => {
+				const at = [b.address4, b.address6].map((a) => (a === undefined ? undefined : l.facts.endpoints.get(a)));
+				const endpoint = at[0] ?? at[1];
+				return endpoint !== undefined && attaching.has(`endpoint ${endpoint.ifindex}`);
+			};
+			if (attaching.size === 0) return [];
+			return [...m.services.values()].flatMap((s) =>
+				s.backends.filter((b) => b.node === m.self && !b.gone && waits(b)).map((b) => b.key),
+			);
 		}
 
-		function attachGateways(l: Local): void {
+		function attachGateways(l: Local, how: { readonly known: boolean; readonly beside: boolean }): void {
 			const wanted = l.facts.gateways;
-			for (const [ifindex, g] of wanted) {
-				try {
-					d.attachGateway(ifindex, g.ifindex === ifindex);
-					gateways.add(ifindex);
-					attachErrors.delete(`gateway ${ifindex}`);
-				} catch (e) {
-					attachErrors.set(`gateway ${ifindex}`, `${l.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
-				}
-			}
+			const isOwn = (ifindex: number) => wanted.get(ifindex)?.ifindex === ifindex;
+			attachTo('gateway', wanted.keys(), how, {
+				now: (ifindex) => d.attachGateway(ifindex, isOwn(ifindex)),
+				beside: (ifindex) => d.attachGatewayAsync(ifindex, isOwn(ifindex)),
+			});
 			for (const ifindex of gateways) {
 				if (wanted.has(ifindex)) continue;
-				d.detachGateway(ifindex);
+				if (l.names.has(ifindex)) d.detachGateway(ifindex);
+				else d.forgetGateway(ifindex);
 				gateways.delete(ifindex);
-				attachErrors.delete(`gateway ${ifindex}`);
 			}
 		}
 
@@ -691,10 +749,26 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}),
 			(again) => mark('facts of this node', again),
 		);
+		let takenAt = performance.now();
+		/** Of the last look at everything that is attached. */
+		let attachedAt = Number.NEGATIVE_INFINITY;
+		let uplinksSeen: Local['facts']['uplinks'] | undefined;
+		/** The kernel told of an uplink. */
+		let uplinkNews = false;
+		let findAgain: NodeJS.Timeout | undefined;
+		let findAgainMs = 0;
 		/** What the reader has found. @throws what it could not do */
 		async function takeFacts(): Promise<Local | undefined> {
 			const found = reader.take();
 			if (found === undefined) return undefined;
+			takenAt = performance.now();
+			clearTimeout(findAgain);
+			const lost = [...found.local.problems.keys()];
+			if (lost.some((a) => local?.problems.has(a) !== true)) findAgainMs = 0;
+			if (lost.length > 0) {
+				findAgainMs = Math.min(FULL_MS, Math.max(FIND_AGAIN_MS, findAgainMs * 2));
+				findAgain = setTimeout(() => mark('an endpoint that was not found', true), findAgainMs);
+			}
 			seen = found.asked;
 			local = found.local;
 			for (const e of await networks.reap(local.names, found.at))
@@ -709,7 +783,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			const cause = [...dirty].join(', ') || 'a full look';
 			const began = performance.now();
 			const since = dirtySince ?? began;
-			const rereads = needsLocal || dirty.size === 0;
+			const rereads = needsLocal || dirty.size === 0 || began - takenAt >= FULL_MS;
+			/** What is attached is looked at too. */
+			const whole = !isReady || began - attachedAt >= FULL_MS;
 			dirty.clear();
 			wantedAt = Number.POSITIVE_INFINITY;
 			dirtySince = undefined;
@@ -719,6 +795,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			let wakeAt: number | undefined;
 			/** The look that knows everything that this run was asked for; 0: facts were new enough. */
 			let covering = 0;
+			/** Of those that membership or configuration asked for: what the kernel told at the same time is another matter. */
+			let coveringNews = 0;
 			let held = NOTHING_HELD;
 			try {
 				let took: Local | undefined;
@@ -752,6 +830,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				} else {
 					const news = newIn(wants, seen as Asked);
 					if (rereads || news !== undefined) covering = reader.order(nextMesh, wants);
+					if (news !== undefined) coveringNews = covering;
 					held = news ?? NOTHING_HELD;
 				}
 				const l = local as Local;
@@ -763,28 +842,34 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (part === full) planned = nextPlanned;
 				updatePeers(mesh.nodes.values(), mesh.digest);
 				const facts = { ...l.facts, overlay: networks.facts() };
+				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
+				if (!committed && !fresh) commit();
+				// Replies need their program before requests arrive.
+				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
+				if (committed && (took !== undefined || whole))
+					attachEndpoints(wantedEndpoints, { known: whole, beside: isReady });
 				let e = entries(mesh, facts, options(), ids, nowMs(), now);
-				const down = new Set([...undeliverable(e).keys(), ...newcomers(mesh), ...held.backends]);
+				const down = new Set([
+					...undeliverable(e).keys(),
+					...newcomers(mesh),
+					...held.backends,
+					...unattached(mesh, l),
+				]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
 					mesh = planWith(part, downNodes);
 					e = entries(mesh, facts, options(), ids, nowMs(), e);
 				}
-				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
-				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
-				if (!committed && !fresh) commit();
-				// Replies need their program before requests arrive.
-				if (committed && took !== undefined) attachEndpoints(wantedEndpoints);
 				if (committed) errors.push(...networks.attachPrograms(d).values());
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
-				if (!holds(held)) appliedReadAt = readAtNow;
+				if (!holds(held) && attaching.size === 0) appliedReadAt = readAtNow;
 				changes += result.rowsWritten + result.rowsDeleted + result.slotsChanged;
 				wakeAt = result.wakeAtMs;
 				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
 				if (!committed && errors.length === 0) {
 					commit();
-					attachEndpoints(wantedEndpoints);
+					attachEndpoints(wantedEndpoints, { known: true, beside: false });
 					errors.push(...networks.attachPrograms(d).values());
 				}
 				if (committed) {
@@ -805,16 +890,22 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					}
 				}
 				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
-				if (committed && took !== undefined) {
-					await attachUplinks(l);
-					attachGateways(l);
+				if (committed && (took !== undefined || whole)) {
+					const failed = [...attachErrors.keys()].some((k) => k.startsWith('uplink '));
+					if (whole || uplinkNews || failed || l.facts.uplinks !== uplinksSeen) {
+						uplinkNews = false;
+						uplinksSeen = l.facts.uplinks;
+						await attachUplinks(l);
+					}
+					attachGateways(l, { known: whole, beside: isReady });
+					if (whole) attachedAt = began;
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.
 					const inUse = new Set([...d.store.localBackends.entries()].map(([, row]) => row.ifindex));
 					for (const ifindex of endpoints) {
 						if (wantedEndpoints.has(ifindex) || inUse.has(ifindex)) continue;
-						d.detachEndpoint(ifindex);
+						if (l.names.has(ifindex)) d.detachEndpoint(ifindex);
+						else d.forgetEndpoint(ifindex);
 						endpoints.delete(ifindex);
-						attachErrors.delete(`endpoint ${ifindex}`);
 					}
 				}
 				errors.push(...attachErrors.values());
@@ -836,7 +927,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				lastLogged = errors.join();
 			} else {
 				lastLogged = '';
-				if (!holds(held)) metrics.converged((performance.now() - since) / 1000);
+				if (!holds(held) && attaching.size === 0) metrics.converged((performance.now() - since) / 1000);
 				else dirtySince = Math.min(dirtySince ?? since, since);
 				if (!isReady && local !== undefined && committed) {
 					isReady = true;
@@ -852,8 +943,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				emit({ type: 'reconcile', at: recent.lastAt, cause, ms: recent.lastMs, changes, error: recent.lastError });
 			}
 			for (const w of waiters.splice(0)) {
-				if (w.run <= number) w.look ??= covering;
-				if (w.run > number || (w.look ?? 0) > reader.taken) waiters.push(w);
+				if (w.run <= number) w.look ??= w.kernel ? covering : coveringNews;
+				if (w.run > number || (w.look ?? 0) > reader.taken || attaching.size > 0) waiters.push(w);
 				else if (errors.length > 0)
 					w.reject(new AgentError(503, 'NOT_APPLIED', `written, but not in force yet: ${errors[0]}`));
 				else w.resolve();
@@ -1088,7 +1179,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}, SETTLE_MS);
 		const monitor = watchKernel(
 			(kind, line) => {
-				if (kind === 'kernel') return mark('the kernel', true, 30);
+				if (kind === 'kernel') {
+					if (/restarted/.test(line) || [...attached.values()].some((a) => line.includes(a.name))) uplinkNews = true;
+					return mark('the kernel', true, 30);
+				}
 				const m = /^(?:Deleted )?(\S+) dev (\S+)(?: lladdr (\S+))?/.exec(line);
 				if (m !== null && locals.concerns(`${m[2]} ${m[1]}`, m[3])) mark('a neighbour', true, 10);
 			},
@@ -1143,6 +1237,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			clearInterval(legacy);
 			rules.close();
 			clearTimeout(timer);
+			clearTimeout(findAgain);
 			clearInterval(heartbeat);
 			clearInterval(settle);
 			closing ??= source.close();
@@ -1157,7 +1252,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			closed = true;
 			await running;
 			await reader.idle();
+			await besides;
 			clearTimeout(timer);
+			clearTimeout(findAgain);
 			await names.close();
 			for (const w of waiters.splice(0)) w.reject(new AgentError(503, 'CLOSING', 'the agent is ending'));
 			await encryption.close();
@@ -1194,6 +1291,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			async close() {
 				await rest();
 				d.close();
+				await runner.close();
 			},
 			async detach(waitMs) {
 				await running;
@@ -1212,6 +1310,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				await rest();
 				const { left } = d.takeDown();
 				await undo(stateFile, run);
+				await runner.close();
 				return left;
 			},
 		};

@@ -377,6 +377,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 			);
 			const endpoints = new Map<string, EndpointFact>();
 			const problems = new Map<string, string>();
+			const lost: string[] = [];
 			const known = (e: Endpoint, address: string) => {
 				if (!('problem' in e)) {
 					endpoints.set(address, { ifindex: e.ifindex, delivery: e.delivery === 'peer' ? 'peer' : 'neigh' });
@@ -386,7 +387,10 @@ export function createLocal(deps: LocalDeps): LocalState {
 				const was = old?.endpoints.get(address);
 				if (was !== undefined && /does not answer/.test(e.problem) && links.some((l) => l.ifindex === was.ifindex)) {
 					endpoints.set(address, was);
-				} else problems.set(address, e.problem);
+					return;
+				}
+				problems.set(address, e.problem);
+				lost.push(`${ways.get(address)?.device} ${address}`);
 			};
 			for (const [address, e] of located) known(e, address);
 			for (const a of endpointAddresses) {
@@ -397,6 +401,8 @@ export function createLocal(deps: LocalDeps): LocalState {
 				const key = `${n.device} ${n.address}`;
 				if (watched.has(key) && n.mac !== undefined) macs.set(key, n.mac);
 			}
+			// The next container at an address has the MAC of the last: that it answers is news all the same.
+			for (const key of lost) macs.delete(key);
 
 			const { hops, shown } = await nextHops(vteps, ways, chosen.uplinks, facts, warnings);
 

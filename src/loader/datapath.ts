@@ -100,7 +100,11 @@ export interface Datapath {
 	detachUplink(ifindex: number): void;
 	/** TC ingress on the host side of a veth. Can be repeated. @throws LoaderError ATTACH_FAILED */
 	attachEndpoint(ifindex: number): { readonly via: 'tcx' | 'clsact' };
+	/** For an interface that is new; does not wait for the kernel's lock of all interfaces. @throws LoaderError ATTACH_FAILED */
+	attachEndpointAsync(ifindex: number): Promise<void>;
 	detachEndpoint(ifindex: number): void;
+	/** The interface is gone. */
+	forgetEndpoint(ifindex: number): void;
 	/** The same for a veth that leads to an overlay endpoint. */
 	attachOverlay(ifindex: number): { readonly via: 'tcx' | 'clsact' };
 	detachOverlay(ifindex: number): void;
@@ -109,7 +113,11 @@ export interface Datapath {
 	 * answers for processes of the node. Can be repeated. @throws LoaderError ATTACH_FAILED
 	 */
 	attachGateway(ifindex: number, own: boolean): { readonly via: 'tcx' | 'clsact' };
+	/** For an interface that is new. @throws LoaderError ATTACH_FAILED */
+	attachGatewayAsync(ifindex: number, own: boolean): Promise<void>;
 	detachGateway(ifindex: number): void;
+	/** The interface is gone. */
+	forgetGateway(ifindex: number): void;
 	/** TC ingress on the xfrm interface of encrypted networks. */
 	attachEsp(ifindex: number): { readonly via: 'tcx' | 'clsact' };
 	/** All hooks of `socket` on a cgroup2 directory, usually the root. @throws LoaderError ATTACH_FAILED */
@@ -192,7 +200,10 @@ function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings:
 		detachUplink,
 		attachEndpoint: (ifindex) =>
 			loaded.attachTc({ slot: 'endpoint_tc', program: 'endpoint_tc', ifindex, direction: 'ingress' }),
+		attachEndpointAsync: (ifindex) =>
+			loaded.attachTcAsync({ slot: 'endpoint_tc', program: 'endpoint_tc', ifindex, direction: 'ingress' }),
 		detachEndpoint: (ifindex) => loaded.detach('endpoint_tc', ifindex),
+		forgetEndpoint: (ifindex) => loaded.forget('endpoint_tc', ifindex),
 		attachOverlay: (ifindex) =>
 			loaded.attachTc({ slot: 'overlay_tc', program: 'overlay_tc', ifindex, direction: 'ingress' }),
 		detachOverlay: (ifindex) => loaded.detach('overlay_tc', ifindex),
@@ -203,8 +214,22 @@ function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings:
 			if (own) loaded.attachTc({ ...o, slot: 'gateway_tc_egress', program: 'uplink_tc_egress', direction: 'egress' });
 			return loaded.attachTc({ ...o, slot: 'gateway_tc', program: 'gateway_tc', direction: 'ingress' });
 		},
+		async attachGatewayAsync(ifindex, own) {
+			const o = { ifindex, priority: 2 };
+			if (own)
+				await loaded.attachTcAsync({
+					...o,
+					slot: 'gateway_tc_egress',
+					program: 'uplink_tc_egress',
+					direction: 'egress',
+				});
+			await loaded.attachTcAsync({ ...o, slot: 'gateway_tc', program: 'gateway_tc', direction: 'ingress' });
+		},
 		detachGateway(ifindex) {
 			for (const slot of ['gateway_tc', 'gateway_tc_egress']) loaded.detach(slot, ifindex);
+		},
+		forgetGateway(ifindex) {
+			for (const slot of ['gateway_tc', 'gateway_tc_egress']) loaded.forget(slot, ifindex);
 		},
 		attachEsp: (ifindex) => loaded.attachTc({ slot: 'esp_tc', program: 'esp_tc', ifindex, direction: 'ingress' }),
 		attachSocket(path) {

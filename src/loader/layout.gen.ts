@@ -55,6 +55,13 @@ export const FrontendFlag = {
 	FRONTEND_ALLOW: 8,
 	FRONTEND_DENY: 16,
 	FRONTEND_KERNEL: 32,
+	FRONTEND_REHASHED: 64,
+} as const;
+
+/** enum hashed_by */
+export const HashedBy = {
+	HASHED_BY_FLOW: 1,
+	HASHED_BY_CLIENT: 2,
 } as const;
 
 /** enum backend_state */
@@ -100,6 +107,13 @@ export const NetworkFlag = {
 /** enum overlay_flag */
 export const OverlayFlag = {
 	OVERLAY_VIP: 1,
+} as const;
+
+/** enum flow_kind */
+export const FlowKind = {
+	FLOW_SLOT: 0,
+	FLOW_HASH: 1,
+	FLOW_SENT_ON: 2,
 } as const;
 
 /** enum revnat_state */
@@ -728,18 +742,19 @@ export interface FlowKey {
 	readonly client_port: number;
 	readonly port: number;
 	readonly proto: number;
+	readonly kind: number;
 }
 
 export const flowKeyCodec: Codec<FlowKey> = {
 	size: 40,
-	offsets: { client: 0, addr: 16, client_port: 32, port: 34, proto: 36, pad: 37 },
+	offsets: { client: 0, addr: 16, client_port: 32, port: 34, proto: 36, kind: 37, pad: 38 },
 	encode(row, v, at) {
 		putIp(row.client, v, at);
 		putIp(row.addr, v, at + 16);
 		v.setUint16(at + 32, row.client_port);
 		v.setUint16(at + 34, row.port);
 		v.setUint8(at + 36, row.proto);
-		v.setUint8(at + 37, 0);
+		v.setUint8(at + 37, row.kind);
 		v.setUint8(at + 38, 0);
 		v.setUint8(at + 39, 0);
 	},
@@ -749,6 +764,7 @@ export const flowKeyCodec: Codec<FlowKey> = {
 		client_port: v.getUint16(at + 32),
 		port: v.getUint16(at + 34),
 		proto: v.getUint8(at + 36),
+		kind: v.getUint8(at + 37),
 	}),
 };
 

@@ -935,6 +935,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const ports = array('ports', u32);
 	const exactFrontends = typed('exact_frontends', exactKey, u32);
 	const frontends = array<Frontend>('frontends', wire(frontendCodec));
+	const rehashes = typed('rehashes', u32, wire(transitionCodec));
 	const backends = array<Backend>('backends', wire(backendCodec));
 	const nodes = array<Node>('nodes', wire(nodeCodec));
 	const localBackends = typed<string, LocalBackend>('local_backends', mac, wire(localBackendCodec));
@@ -1011,6 +1012,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 			using m = frontends.map.raw.mmap({ offset: page, length: 4096 });
 			Atomics.store(m.u64, (at - page) >> 3, (BigInt(ref.mask >>> 0) << 32n) | BigInt(ref.table >>> 0));
 		},
+		rehashes: hashStore(rehashes),
 		tables,
 		backends,
 		localBackends: hashStore(localBackends),
@@ -1086,6 +1088,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 				...[
 					ownAddresses,
 					exactFrontends,
+					rehashes,
 					localBackends,
 					vteps,
 					allow,

@@ -20,6 +20,7 @@ import {
 	REF_NONE,
 	type Settings,
 	type TableRef,
+	type Transition,
 	type Uplink as UplinkRow,
 } from '../loader/layout.gen.js';
 import type { BackendEntry, Entries, FrontendSpec, ServiceEntries, TableSpec } from './entries.js';
@@ -30,10 +31,13 @@ import type { OverlayEntries } from './overlay.js';
 import {
 	applySlots,
 	countMoving,
+	isRehash,
+	isRehashOver,
 	leaveToKernel,
 	refGeneration,
 	refIndex,
 	refOf,
+	rehash,
 	settle,
 	startFromKernel,
 } from './slots.js';
@@ -249,6 +253,8 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		backends: new BackendRows(store.backends.entries()),
 		local: new Map<string, LocalBackendRow>(store.localBackends.entries()),
 		frontends: new Map<number, FrontendRow>(store.frontends.entries()),
+		/** Frontend → since when flows may keep another hash, ns. */
+		rehashes: new Map<number, bigint>([...store.rehashes.entries()].map(([index, r]) => [index, r.since_ns])),
 		ports: new Map<number, number>(store.ports.entries()),
 		exact: new Map<string, readonly [ExactKey, number]>(
 			[...store.exactFrontends.entries()].map((e) => [exactId(e[0]), e]),
@@ -584,6 +590,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		// Frontends, and who may dial them.
 		const rowOf = (f: FrontendSpec): FrontendRow => ({
 			...f.row,
+			flags: f.row.flags | (cache.rehashes.has(f.index) ? FrontendFlag.FRONTEND_REHASHED : 0),
 			tables: [
 				{ table: f.table4, mask: f.table4 === 0 ? 0 : (tables.get(f.table4)?.size ?? 1) - 1 },
 				{ table: f.table6, mask: f.table6 === 0 ? 0 : (tables.get(f.table6)?.size ?? 1) - 1 },
@@ -604,8 +611,15 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			for (const [service, s] of changed) {
 				if (failed.has(service)) continue;
 				for (const f of s.frontends) {
-					const row = rowOf(f);
 					const old = cache.frontends.get(f.index);
+					// What open flows are hashed by is known before others are hashed differently.
+					if (
+						old &&
+						isRehash(old.flags, f.row.flags) &&
+						!attempt(`affinity of ${service}`, () => beginRehash(f.index, old, f.row.window_ns), service)
+					)
+						break;
+					const row = rowOf(f);
 					if (old) {
 						attempt(
 							`frontend of ${service}`,
@@ -700,6 +714,14 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 						store.frontends.deleteMany(keys);
 						for (const k of keys) cache.frontends.delete(k);
 						store.clearCounters('frontends', keys);
+					},
+				);
+				drop(
+					'rehashes',
+					[...cache.rehashes.keys()].filter((k) => !frontends.has(k)),
+					(keys) => {
+						store.rehashes.deleteMany(keys);
+						for (const k of keys) cache.rehashes.delete(k);
 					},
 				);
 				for (const which of ['allow', 'deny'] as const)
@@ -856,6 +878,28 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		};
 	}
 
+	function beginRehash(index: number, old: FrontendRow, windowNs: bigint): void {
+		const nowNs = store.now();
+		// The programs write to it too.
+		const row: Transition = rehash(old.flags, store.rehashes.get(index), { nowNs, windowNs });
+		store.rehashes.setMany([[index, row]]);
+		cache.rehashes.set(index, row.since_ns);
+	}
+	/** Frontends whose last flow with another hash has been silent for a window. */
+	function settleHashes(nowNs: bigint): void {
+		for (const [index, since] of cache.rehashes) {
+			const f = cache.frontends.get(index);
+			if (f === undefined || nowNs - since <= f.window_ns) continue;
+			const row = store.rehashes.get(index);
+			if (row !== undefined && !isRehashOver(row, { nowNs, windowNs: f.window_ns })) continue;
+			const next = { ...f, flags: f.flags & ~FrontendFlag.FRONTEND_REHASHED };
+			store.frontends.setMany([[index, next]]);
+			cache.frontends.set(index, next);
+			store.rehashes.deleteMany([index]);
+			cache.rehashes.delete(index);
+		}
+	}
+
 	/** Local rows of an earlier agent whose backend has no row at all. */
 	function strayLocals(e: Entries): string[] {
 		const wanted = new Set<string>();
@@ -867,6 +911,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		reconcile,
 		settle() {
 			const nowNs = store.now();
+			settleHashes(nowNs);
 			let settled = 0;
 			let moving = 0;
 			const stable: number[] = [];

@@ -9,12 +9,15 @@
  * happen for them. The programs compute the same from the same words.
  */
 import {
+	FrontendFlag,
+	HashedBy,
 	REF_GENERATION_MASK,
 	REF_INDEX_BITS,
 	REF_KERNEL,
 	REF_MASK,
 	REF_NONE,
 	SLOT_PHASE_SHIFT,
+	type Transition,
 } from '../loader/layout.gen.js';
 import type { OpenTable, TransitionRow } from './store.js';
 
@@ -48,7 +51,7 @@ export function phaseOf(word: number, row: TransitionRow | undefined, clock: Slo
  * because a stable table's transitions were dropped, seconds since boot, which no counter can have overtaken unless the
  * slot changed more than once a second ever since.
  */
-function nextGeneration(row: TransitionRow | undefined, nowNs: bigint): number {
+function nextGeneration(row: { readonly generation: number } | undefined, nowNs: bigint): number {
 	if (row !== undefined) return (row.generation + 1) >>> 0 || 1;
 	return Math.max(1, Number(nowNs / 1_000_000_000n) >>> 0);
 }
@@ -127,6 +130,33 @@ export function startFromKernel(t: OpenTable, clock: SlotClock): void {
 /** Hands all new flows back to the kernel's mesh; flows of the backends stay (DESIGN 5.2, leaving). */
 export function leaveToKernel(t: OpenTable, clock: SlotClock, isKnown: (ref: number) => boolean): Applied {
 	return applySlots(t, new Uint32Array([REF_KERNEL]), clock, isKnown);
+}
+
+/** Whether a change of flags changes what flows are hashed by, of a frontend that tracks them. */
+export function isRehash(before: number, after: number): boolean {
+	return ((before ^ after) & FrontendFlag.FRONTEND_AFFINITY) !== 0 && (after & FrontendFlag.FRONTEND_TRACK_NONE) === 0;
+}
+
+/** Whether a row of `rehashes` says nothing any more. */
+export function isRehashOver(row: Transition, clock: SlotClock): boolean {
+	return clock.nowNs - row.since_ns > clock.windowNs && clock.nowNs - row.needed_ns > clock.windowNs;
+}
+
+/**
+ * The row of `rehashes` for a frontend whose affinity changes: as with a slot, flows that no record tells of have the
+ * oldest hash until a window is over, and records of an earlier change hold while that one is not.
+ */
+export function rehash(flagsBefore: number, was: Transition | undefined, clock: SlotClock): Transition {
+	const over = was === undefined || isRehashOver(was, clock);
+	const moving = was !== undefined && clock.nowNs - was.since_ns <= clock.windowNs;
+	const before =
+		(flagsBefore & FrontendFlag.FRONTEND_AFFINITY) !== 0 ? HashedBy.HASHED_BY_CLIENT : HashedBy.HASHED_BY_FLOW;
+	return {
+		since_ns: clock.nowNs,
+		needed_ns: clock.nowNs,
+		previous: moving ? was.previous : before,
+		generation: over ? nextGeneration(was, clock.nowNs) : was.generation,
+	};
 }
 
 export interface Settled {

@@ -8,6 +8,7 @@ import type {
 	OverlayEndpoint,
 	OverlayPort,
 	Settings,
+	Transition,
 	Uplink,
 	Vip,
 	VipBackend,
@@ -145,6 +146,8 @@ export interface MeshStore {
 	readonly frontends: RowStore<number, Frontend>;
 	/** One aligned 64-bit store of a frontend's (table, mask): switches a family's table. */
 	setTableRef(frontend: number, family: 4 | 6, ref: { table: number; mask: number }): void;
+	/** Key: index of a frontend whose affinity changed. */
+	readonly rehashes: RowStore<number, Transition>;
 	readonly tables: TableStore;
 	readonly backends: RowStore<number, Backend>;
 	readonly localBackends: RowStore<string, LocalBackend>;

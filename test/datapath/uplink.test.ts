@@ -6,10 +6,24 @@ import { createSocket } from 'node:dgram';
 import { connect } from 'node:net';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { FlowKind } from '../../src/loader/layout.gen.js';
 import { waitFor } from '../support/wait.js';
 import { build, ETHER, fragments, frame, type Packet, PROTOCOL, print } from './packets.js';
-import { BACKENDS, type BackendName, fill, macOf } from './services.js';
-import { buildInterfaces, closeInterfaces, insideNetns, MAC, type Ran, UP0, UP1, VNI, World } from './world.js';
+import { BACKENDS, type BackendName, fill, macOf, tableOf } from './services.js';
+import {
+	ACTIVE,
+	buildInterfaces,
+	closeInterfaces,
+	DOWN,
+	DRAINING,
+	insideNetns,
+	MAC,
+	type Ran,
+	UP0,
+	UP1,
+	VNI,
+	World,
+} from './world.js';
 
 const test = suite('uplink_xdp');
 let w: World;
@@ -498,6 +512,70 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 		}
 		const nowhere = tcp(8085, { tcp: SYN });
 		assert.match(xdp(tunnelled('gone', nowhere)).verdict, /^drop_(no|unknown)_backend$/);
+	});
+	test('a SYN that was passed on to a backend that is unknown here too goes on once more, and not back', () => {
+		const before = [4, 6].map((f) => w.store.tables.read(tableOf('gone', f as 4 | 6))!);
+		for (const six of [false, true]) {
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), Uint32Array.of(BACKENDS.far, BACKENDS.farther)]]);
+			const flow = { sport: nextPort++ };
+			const p = tcp(8100, { six, tcp: { ...SYN, ...flow } });
+			// From node2, of a flow that entered at node3.
+			const r = xdp(tunnelled('gone', p, { source: '06:01:0a:01:00:03' }));
+			expect(r, 'encap_rebalanced', 'redirect');
+			assert.is(anyPort(r.out), encapped(p, 'farther', { node: 3, source: '06:03:0a:01:00:03' }));
+			// Where the flow entered here, this node has a record of its own for it.
+			const records = w.map<{ kind: number; client_port: number }, { ref: number; generation: number }>('conntrack');
+			for (const [k, f] of [...records.entries()])
+				if (k.kind === FlowKind.FLOW_SENT_ON && k.client_port === flow.sport)
+					records.set({ ...k, kind: FlowKind.FLOW_SLOT }, { ...f, ref: BACKENDS.far, generation: 7 });
+			const data = tcp(8100, { six, tcp: flow });
+			const again = xdp(tunnelled('gone', data, { source: '06:01:0a:01:00:03' }));
+			assert.is(anyPort(again.out), encapped(data, 'farther', { node: 3, source: '06:03:0a:01:00:03' }));
+			dropped(tunnelled('gone', p, { source: '06:03:0a:01:00:03' }), 'drop_unknown_backend');
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), Uint32Array.of(BACKENDS.far, BACKENDS.far)]]);
+			const back = tcp(8100, { six, tcp: { ...SYN, sport: nextPort++ } });
+			dropped(tunnelled('gone', back, { source: '06:01:0a:01:00:03' }), 'drop_unknown_backend');
+		}
+		w.store.tables.create(before.map((t, i) => [tableOf('gone', i === 0 ? 4 : 6), t]));
+	});
+	test('a SYN for a backend that drains goes to another node, once; what it has had before stays', () => {
+		const local = (state: number) => {
+			const [mac, row] = [macOf('gone'), w.store.localBackends.get(macOf('gone'))!];
+			w.store.localBackends.setMany([[mac, { ...row, state }]]);
+			const b = w.store.backends.get(BACKENDS.gone)!;
+			w.store.backends.setMany([[BACKENDS.gone, { ...b, state }]]);
+		};
+		const table = w.store.tables.read(tableOf('gone', 4))!;
+		for (const six of [false, true]) {
+			local(ACTIVE);
+			const sport = nextPort++;
+			const begun = tcp(8100, { six, tcp: { ...SYN, sport } });
+			expect(xdp(tunnelled('gone', begun)), 'deliver_endpoint', 'pass', 'peer 200');
+			local(DRAINING);
+			// Its SYN-ACK may have been lost, or be on its way.
+			expect(xdp(tunnelled('gone', begun)), 'deliver_endpoint', 'pass', 'peer 200');
+			expect(xdp(tunnelled('gone', tcp(8100, { six, tcp: { sport } }))), 'deliver_endpoint', 'pass', 'peer 200');
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), Uint32Array.of(BACKENDS.far, BACKENDS.far)]]);
+			const late = nextPort++;
+			const p = tcp(8100, { six, tcp: { ...SYN, sport: late } });
+			const r = xdp(tunnelled('gone', p));
+			expect(r, 'encap_rebalanced', 'tx');
+			assert.is(anyPort(r.out), encapped(p, 'far', { source: '06:01:0a:00:00:02' }));
+			const data = tcp(8100, { six, tcp: { sport: late } });
+			assert.is(anyPort(xdp(tunnelled('gone', data)).out), encapped(data, 'far', { source: '06:01:0a:00:00:02' }));
+			expect(
+				xdp(tunnelled('gone', tcp(8100, { six, tcp: { ...SYN, sport: nextPort++ } }), { source: '06:01:0a:01:00:03' })),
+				'deliver_endpoint',
+				'pass',
+				'peer 200',
+			);
+			// Nobody else is left.
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), Uint32Array.of(BACKENDS.gone, BACKENDS.gone)]]);
+			const alone = tcp(8100, { six, tcp: { ...SYN, sport: nextPort++ } });
+			expect(xdp(tunnelled('gone', alone)), 'deliver_endpoint', 'pass', 'peer 200');
+			w.store.tables.create([[tableOf('gone', six ? 6 : 4), table]]);
+		}
+		local(DOWN);
 	});
 	test('a re-balanced SYN is delivered on behalf of the node that it entered', () => {
 		const sport = nextPort++;

@@ -12,6 +12,7 @@ function empty(s: KernelStore): void {
 	clear(s.ports);
 	clear(s.exactFrontends);
 	clear(s.frontends);
+	clear(s.rehashes);
 	clear(s.backends);
 	clear(s.localBackends);
 	clear(s.nodes);

@@ -10,6 +10,7 @@ import type {
 	OverlayPort,
 	Settings,
 	TableRef,
+	Transition,
 	Uplink,
 	Vip,
 	VipBackend,
@@ -89,6 +90,7 @@ export function createMemoryStore(log = true): MemoryStore {
 			...[...backends.entries()].filter(([, r]) => r.state !== 0).map(([k]) => `backends ${k}`),
 			...[...local.entries()].map(([k]) => `local_backends ${k}`),
 			...[...frontends.entries()].map(([k]) => `frontends ${k}`),
+			...[...rehashes.entries()].map(([k]) => `rehashes ${k}`),
 			...[...ports.entries()].map(([k]) => `ports ${k}`),
 			...[...exact.entries()].map(([k]) => `exact_frontends ${JSON.stringify(k)}`),
 			...[...allow.entries()].map(([k]) => `allow ${JSON.stringify(k)}`),
@@ -144,6 +146,7 @@ export function createMemoryStore(log = true): MemoryStore {
 	const ports = rows<number, number>('ports');
 	const exact = rows<ExactKey, number>('exact_frontends', (k) => `${k.proto}/${k.port}/${k.addr}`);
 	const frontends = rows<number, Frontend>('frontends');
+	const rehashes = rows<number, Transition>('rehashes', undefined, 'hash');
 	const backends = rows<number, Backend>('backends');
 	const local = rows<string, LocalBackend>('local_backends');
 	const nodes = rows<number, Node>('nodes');
@@ -242,6 +245,7 @@ export function createMemoryStore(log = true): MemoryStore {
 			frontends.setMany([[index, { ...row, tables: next }]]);
 			if (old) memory.log.pop();
 		},
+		rehashes,
 		tables,
 		backends,
 		localBackends: local,

@@ -1,7 +1,7 @@
 import * as fc from 'fast-check';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { PORT_FRONTEND_MASK, PortFlag, REF_KERNEL } from '../../src/loader/layout.gen.js';
+import { FrontendFlag, HashedBy, PORT_FRONTEND_MASK, PortFlag, REF_KERNEL } from '../../src/loader/layout.gen.js';
 import { portKey } from '../../src/mesh/entries.js';
 import { countMoving } from '../../src/mesh/slots.js';
 import { FACTS, mesh, node, service } from './support.js';
@@ -114,6 +114,58 @@ test('one backend more: one row, the slots it takes, nothing else', async () => 
 	n.wait(60_001);
 	assert.equal(n.reconciler.settle(), { settled: r.slotsChanged, moving: 0 });
 	assert.is(n.store.tables.hasTransitions(2), false);
+});
+
+test('an affinity that changes: the hash of open flows is known first, and forgotten when none speaks', async () => {
+	const n = node();
+	const { FRONTEND_AFFINITY, FRONTEND_REHASHED } = FrontendFlag;
+	const web = (affinity: 'none' | 'client-ip', tracking: 'auto' | 'none' = 'auto') =>
+		mesh(two, [service('web', '8080:80', ['node1', 'node2 10.0.0.1'], { affinity, tracking })]);
+	const flags = () => n.store.frontends.get(1)?.flags;
+	await n.apply(web('none'));
+	assert.equal([flags(), [...n.store.rehashes.entries()]], [0, []]);
+	n.log();
+	await n.apply(web('client-ip'));
+	const frontendsOnly = () => n.log().filter((l) => /^(rehashes|frontends)/.test(l));
+	assert.equal(frontendsOnly(), ['rehashes.set 1', 'frontends.set 1']);
+	assert.is(flags(), FRONTEND_AFFINITY | FRONTEND_REHASHED);
+	const first = n.store.rehashes.get(1)!;
+	assert.equal([first.previous, first.since_ns], [HashedBy.HASHED_BY_FLOW, n.store.now()]);
+
+	// Back within the window: who never spoke meanwhile began before all that; records stay records.
+	n.wait(30_000);
+	await n.apply(web('none'));
+	assert.is(flags(), FRONTEND_REHASHED);
+	const second = n.store.rehashes.get(1)!;
+	assert.equal([second.previous, second.generation], [HashedBy.HASHED_BY_FLOW, first.generation]);
+
+	// A program has just seen a flow of the other hash; an agent that starts finds all as it was.
+	n.wait(50_000);
+	n.store.rehashes.setMany([[1, { ...second, needed_ns: n.store.now() }]]);
+	n.restart();
+	n.log();
+	await n.apply();
+	assert.equal(frontendsOnly(), []);
+	n.wait(30_000);
+	n.reconciler.settle();
+	assert.is(flags(), FRONTEND_REHASHED, 'one window after the change, and not after the last packet');
+	n.wait(31_000);
+	n.log();
+	n.reconciler.settle();
+	assert.equal(n.log(), ['frontends.set 1', 'rehashes.delete 1']);
+	assert.is(flags(), 0);
+
+	await n.apply(web('client-ip', 'none'));
+	assert.equal([...n.store.rehashes.entries()], [], 'who wants no tracking gets none');
+	await n.apply(web('none'));
+	assert.is([...n.store.rehashes.entries()].length, 1);
+	await n.apply(mesh(two, []));
+	n.wait(30_000);
+	await n.apply();
+	assert.equal(
+		n.store.memory.rows().filter((r) => /^(rehashes|frontends)/.test(r)),
+		[],
+	);
 });
 
 test('a table that must grow is grown, then named, then changed', async () => {

@@ -93,6 +93,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.ports,
 			s.exactFrontends,
 			s.frontends,
+			s.rehashes,
 			s.backends,
 			s.localBackends,
 			s.nodes,
@@ -139,6 +140,9 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 		assert.is([...s.exactFrontends.entries()].length, 2);
 		s.frontends.setMany([[5, frontend]]);
 		assert.equal(s.frontends.get(5), frontend);
+		const rehash = { since_ns: 1n << 40n, needed_ns: (1n << 40n) + 7n, previous: 2, generation: 9 };
+		s.rehashes.setMany([[5, rehash]]);
+		assert.equal([...s.rehashes.entries()], [[5, rehash]]);
 		s.backends.setMany([[7, backend(7)]]);
 		assert.equal([...s.backends.entries()], [[7, backend(7)]]);
 		s.backends.setMany([[7, { ...backend(7), state: 3 }]]);
@@ -211,6 +215,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			{ addr: 'fd00:78::1', port: 8080, proto: 17 },
 		]);
 		s.frontends.deleteMany([5]);
+		s.rehashes.deleteMany([5, 6]);
 		s.backends.deleteMany([7]);
 		s.localBackends.deleteMany(['06:00:00:00:00:07', '06:00:00:00:00:08']);
 		s.nodes.deleteMany([2]);
@@ -232,6 +237,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.ports,
 			s.exactFrontends,
 			s.frontends,
+			s.rehashes,
 			s.backends,
 			s.localBackends,
 			s.nodes,

@@ -126,6 +126,24 @@ scenario(
 			assert.ok(again.backends.n2t2 > 0);
 		});
 
+		test('a node that drains its backend before others hear of it sends their new connections on', async ({
+			net,
+			mesh,
+		}) => {
+			const own = (await mesh.agent('n3').backends()).find(
+				(b) => b.service === 'web' && b.addresses.includes(net.address('n3t1').v4) && b.node === 'n3',
+			);
+			assert.ok(own, 'the backend n3t1 is listed');
+			await mesh.agent('n3').post(`/v1/backends/${own.id}/drain`);
+			const report = await fresh(net);
+			assert.equal(report.failures, {});
+			assert.is(report.backends.n3t1, undefined, JSON.stringify(report.backends));
+			await mesh.agent('n3').post(`/v1/backends/${own.id}/undrain`);
+			const again = await fresh(net);
+			assert.equal(again.failures, {});
+			assert.ok(again.backends.n3t1 > 0);
+		});
+
 		test('a removed backend gets no new connection; its open ones go on', async ({ net, mesh }) => {
 			await mesh.setBackends(
 				'web',
@@ -134,6 +152,31 @@ scenario(
 			const report = await fresh(net);
 			assert.equal(report.failures, {});
 			assert.is(report.backends.n2t3, undefined);
+		});
+
+		test('affinity that is set and taken back moves no open connection; new ones follow it', async ({ net, mesh }) => {
+			const load = net.startLoad('c1', [
+				...['-n', 0, '-c', 60, '-r', 400, '-k', 3, '-i', 30, '-d', 120_000, '-t', 5000],
+				...targets(net, net.nodes, 8080, [4, 6]),
+			]);
+			const set = (affinity: 'none' | 'client-ip') =>
+				mesh.change({
+					...mesh.document,
+					services: mesh.document.services.map((one) => ({ ...one, options: { ...one.options, affinity } })),
+				});
+			await set('client-ip');
+			const one = await fresh(net, 200);
+			assert.equal(one.failures, {});
+			assert.ok(
+				Object.keys(one.backends).length <= 2,
+				`one for each of its addresses: ${JSON.stringify(one.backends)}`,
+			);
+			await set('none');
+			const all = await fresh(net);
+			assert.equal(all.failures, {});
+			assert.is(Object.keys(all.backends).length, 5);
+			const report = await load.finish();
+			assert.equal([report.failures, report.moved], [{}, 0], JSON.stringify(report));
 		});
 
 		test('twenty changes in a row under new connections: none fails', async ({ net, mesh }) => {

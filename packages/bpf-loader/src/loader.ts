@@ -460,26 +460,67 @@ export class Loaded implements Disposable {
 			const link = program.attachTc(o.ifindex, o.direction, {
 				via,
 				priority: o.priority ?? 1,
-				handle: o.handle ?? 0xbee,
+				handle: o.handle ?? HANDLE,
 			});
-			if (link.kind === 'tcx') {
-				using _ = link;
-				link.pin(join(this.paths.links, linkPinName(o.slot, o.ifindex, 'tcx')));
-				return { via: 'tcx' };
-			}
-			const filter = link.clsactFilter;
-			if (!filter) throw new LoaderError('ATTACH_FAILED', `attach ${o.slot}: the filter has no handle`);
-			try {
-				this.pinFilter({ ...filter, slot: o.slot, netns: netnsInode() }, program);
-			} catch (e) {
-				link.detach();
-				throw e;
-			}
-			link.disown();
-			return { via: 'clsact' };
+			return this.keepTc(o, program, link);
 		} catch (e) {
 			throw attachFailed(o.slot, e);
 		}
+	}
+
+	private keepTc(
+		o: { readonly slot: string; readonly ifindex: number },
+		program: Program,
+		link: Link,
+	): { readonly via: 'tcx' | 'clsact' } {
+		if (link.kind === 'tcx') {
+			using _ = link;
+			link.pin(join(this.paths.links, linkPinName(o.slot, o.ifindex, 'tcx')));
+			return { via: 'tcx' };
+		}
+		const filter = link.clsactFilter;
+		if (!filter) throw new LoaderError('ATTACH_FAILED', `attach ${o.slot}: the filter has no handle`);
+		try {
+			this.pinFilter({ ...filter, slot: o.slot, netns: netnsInode() }, program);
+		} catch (e) {
+			link.detach();
+			throw e;
+		}
+		link.disown();
+		return { via: 'clsact' };
+	}
+
+	/** As attachTc() where nothing of the slot is attached yet; the caller's thread does not wait for the kernel's lock of all interfaces. */
+	async attachTcAsync(o: {
+		readonly slot: string;
+		readonly program: string;
+		readonly ifindex: number;
+		readonly direction: 'ingress' | 'egress';
+		/** clsact only. */
+		readonly priority?: number;
+	}): Promise<void> {
+		this.ready(`attach ${o.slot}`);
+		const { program } = this.need(o.program);
+		const target = String(o.ifindex);
+		const pinned =
+			linkPins(this.paths).some((p) => p.slot === o.slot && p.target === target) ||
+			clsactPins(this.paths).some((p) => p.slot === o.slot && p.ifindex === o.ifindex);
+		if (pinned) {
+			this.attachTc(o);
+			return;
+		}
+		try {
+			const link = await program.attachTcAsync(o.ifindex, o.direction, { priority: o.priority ?? 1, handle: HANDLE });
+			this.keepTc(o, program, link);
+		} catch (e) {
+			throw attachFailed(o.slot, e);
+		}
+	}
+
+	/** Removes the pins of what was attached to an interface that is gone, and was detached with it. */
+	forget(slot: string, ifindex: number): void {
+		for (const pin of linkPins(this.paths)) if (pin.slot === slot && pin.target === String(ifindex)) remove(pin.path);
+		for (const pin of clsactPins(this.paths)) if (pin.slot === slot && pin.ifindex === ifindex) remove(pin.path);
 	}
 
 	/** `path`: a cgroup2 directory. @throws LoaderError ATTACH_FAILED */
@@ -565,6 +606,9 @@ export class Loaded implements Disposable {
 		this.close();
 	}
 }
+
+/** Of clsact filters, unless another is asked for. */
+const HANDLE = 0xbee;
 
 function attachFailed(slot: string, e: unknown): LoaderError {
 	if (e instanceof LoaderError) return e;

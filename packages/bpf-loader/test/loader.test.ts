@@ -247,6 +247,32 @@ if (child) {
 		assert.ok(counter(w, 0) > 0n);
 	});
 
+	test('a new interface, without waiting for the kernel; one that is gone is forgotten', async () => {
+		const o = { slot: 'tc', program: 'in_tc', ifindex: BL1, direction: 'ingress' } as const;
+		using d = await start(w);
+		assert.is((await d.attachTcAsync(o).catch((e) => e)).code, 'NOT_COMMITTED');
+		d.commit();
+		await d.attachTcAsync(o);
+		knock();
+		assert.ok(counter(w, 1) > 0n, 'TC saw a packet');
+		assert.equal(
+			d.attachments().map((a) => [a.slot, a.kind, a.ifindex]),
+			[['tc', TC, BL1]],
+		);
+		// What is attached is found, and not attached twice.
+		await d.attachTcAsync(o);
+		assert.equal(d.attachTc(o), { via: TC });
+		assert.is(d.attachments().length, 1);
+		d.forget('tc', BL1 + 1);
+		assert.is(d.attachments().length, 1);
+		sh('ip link del bl1');
+		d.forget('tc', BL1);
+		assert.equal(d.attachments(), []);
+		const e = await d.attachTcAsync({ ...o, ifindex: 99_999 }).catch((x) => x);
+		assert.is(e.code, 'ATTACH_FAILED');
+		assert.match(e.message, /no such (interface|device)/i);
+	});
+
 	test('generic where it is asked for, and back', async () => {
 		using d = await start(w);
 		d.commit();

@@ -62,9 +62,11 @@ export function attachXdpFd(progFd: number, dev: Dev, mode: XdpMode | 'auto'): X
 	throw new BpfError(`attach xdp to ${name}`, -fd, xdpHint(-fd, name, first));
 }
 
-/** tcx appeared in Linux 6.6: older kernels do not know the query. */
+let tcx: boolean | undefined;
+/** tcx appeared in Linux 6.6: older kernels do not know the query. Asked once: it waits for the lock of all interfaces. */
 export function hasTcx(): boolean {
-	return bpf(CMD.PROG_QUERY, new Struct(ATTR_QUERY, { target: 1, attach_type: TCX.ingress }).bytes) !== -22;
+	tcx ??= bpf(CMD.PROG_QUERY, new Struct(ATTR_QUERY, { target: 1, attach_type: TCX.ingress }).bytes) !== -22;
+	return tcx;
 }
 
 export interface TcOptions {
@@ -96,23 +98,37 @@ export function attachTcFd(progFd: number, dev: Dev, direction: Direction, o: Tc
 		const anchor = o.beforeFd ?? o.afterFd;
 		const flags = anchor === undefined ? 0 : (o.beforeFd !== undefined ? F_BEFORE : F_AFTER) | F_LINK;
 		const fd = linkCreate(progFd, ifindex, TCX[direction], flags, anchor ?? MAP_FD_NONE, o.expectedRevision ?? 0n);
-		if (fd >= 0) return { kind: 'tcx', fd, ifindex, direction };
-		const op = `attach tcx ${direction} to ${name}`;
-		if (fd === -22 && !hasTcx())
-			throw new NotSupportedError(op, 'tcx', 'tcx needs Linux 6.6: use via clsact or auto', 22);
-		throw new BpfError(
-			op,
-			-fd,
-			-fd === 19
-				? 'no such interface in this network namespace: ip link'
-				: -fd === 17
-					? `this program is attached there already: bpftool net show dev ${name}`
-					: -fd === 116
-						? 'the hook has changed since its revision was read'
-						: permissionHint(-fd),
-		);
+		return attachedTcx(fd, ifindex, name, direction);
 	}
 	return { kind: 'clsact', filter: attachClsact(progFd, ifindex, direction, o.priority ?? 1, o.handle ?? 1, false) };
+}
+
+/** @param fd of the link, or -errno */
+function attachedTcx(fd: number, ifindex: number, name: string, direction: Direction): TcAttachment {
+	if (fd >= 0) return { kind: 'tcx', fd, ifindex, direction };
+	const op = `attach tcx ${direction} to ${name}`;
+	if (fd === -22 && !hasTcx())
+		throw new NotSupportedError(op, 'tcx', 'tcx needs Linux 6.6: use via clsact or auto', 22);
+	throw new BpfError(
+		op,
+		-fd,
+		-fd === 19
+			? 'no such interface in this network namespace: ip link'
+			: -fd === 17
+				? `this program is attached there already: bpftool net show dev ${name}`
+				: -fd === 116
+					? 'the hook has changed since its revision was read'
+					: permissionHint(-fd),
+	);
+}
+
+/**
+ * As attachTcFd() with tcx, waiting on another thread: the kernel has one lock for all interfaces, and namespaces that come
+ * and go hold it for hundreds of milliseconds.
+ */
+export async function attachTcxFdAsync(progFd: number, ifindex: number, direction: Direction): Promise<TcAttachment> {
+	const name = nameOf(ifindex);
+	return attachedTcx(await native().linkCreateAsync(progFd, ifindex, TCX[direction]), ifindex, name, direction);
 }
 
 const hook = (ifindex: number, direction: Direction) =>

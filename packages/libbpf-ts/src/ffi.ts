@@ -12,6 +12,8 @@ export interface Native {
 	openMem(bytes: Mem, size: number, opts: Mem): Ptr | null;
 	load(obj: Ptr): number;
 	loadAsync(obj: Ptr): Promise<number>;
+	/** bpf_link_create() without options, on another thread: an fd, or -errno. */
+	linkCreateAsync(progFd: number, target: number, attachType: number): Promise<number>;
 	close(obj: Ptr): void;
 	nextMap(obj: Ptr, prev: Ptr | null): Ptr | null;
 	nextProgram(obj: Ptr, prev: Ptr | null): Ptr | null;
@@ -120,6 +122,7 @@ function load(): Native {
 	const b = <K extends keyof Native>(_: K, signature: string): Native[K] => f<Native[K]>(bpf, signature);
 	const c = <K extends keyof Native>(_: K, signature: string): Native[K] => f<Native[K]>(libc, signature);
 	const loadObject = bpf.func('int bpf_object__load(void *o)');
+	const linkCreate = bpf.func('int bpf_link_create(int prog, int target, int type, void *opts)');
 	const n: Native = {
 		mallopt: c('mallopt', 'int mallopt(int option, int value)'),
 		mallocTrim: c('mallocTrim', 'int malloc_trim(size_t pad)'),
@@ -129,6 +132,10 @@ function load(): Native {
 		loadAsync: (obj) =>
 			new Promise((done, fail) => {
 				loadObject.async(obj, (err: unknown, r: number) => (err ? fail(err) : done(r)));
+			}),
+		linkCreateAsync: (progFd, target, attachType) =>
+			new Promise((done, fail) => {
+				linkCreate.async(progFd, target, attachType, null, (err: unknown, r: number) => (err ? fail(err) : done(r)));
 			}),
 		close: b('close', 'void bpf_object__close(void *o)'),
 		nextMap: b('nextMap', 'void *bpf_object__next_map(void *o, void *m)'),

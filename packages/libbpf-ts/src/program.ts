@@ -1,9 +1,11 @@
 import { closeSync, openSync } from 'node:fs';
 import {
 	attachTcFd,
+	attachTcxFdAsync,
 	attachXdpFd,
 	type Dev,
 	type Direction,
+	hasTcx,
 	type TcAttachment,
 	type XdpAttachment,
 	type XdpMode,
@@ -202,6 +204,14 @@ export class Program extends Owned {
 	attachTc(dev: Dev, direction: Direction, o: AttachTcOptions = {}): Link {
 		const { before, after, ...rest } = o;
 		return tcLink(attachTcFd(this.fd, dev, direction, { ...rest, beforeFd: before?.fd, afterFd: after?.fd }));
+	}
+	/**
+	 * As attachTc() by number, last of its hook; where the kernel has tcx the caller's thread does not wait for the lock of
+	 * all interfaces. `o` is for clsact.
+	 */
+	async attachTcAsync(ifindex: number, direction: Direction, o: AttachTcOptions = {}): Promise<Link> {
+		if (!hasTcx()) return this.attachTc(ifindex, direction, o);
+		return tcLink(await attachTcxFdAsync(this.fd, ifindex, direction));
 	}
 	/** A cgroup2 directory or an fd of one. `attachType` only for programs opened from a pin. */
 	attachCgroup(cgroup: string | number, o: { attachType?: number } = {}): Link {
