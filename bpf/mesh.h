@@ -98,6 +98,7 @@ struct uplink {
 enum port_flag {
 	PORT_EXACT = 1u << 31,		/* ask exact_frontends first; a miss falls back to this row's frontend */
 	PORT_LOCAL = 1u << 30,		/* sockets of this node may use the port as a source port: ask before taking a packet */
+	PORT_MASQUERADED = 1u << 28,	/* the same of connections that the node masquerades: the kernel's conntrack is asked */
 	PORT_PROCESS = 1u << 29,	/* target port of a process on this node: direct dials are watched for collisions */
 };
 

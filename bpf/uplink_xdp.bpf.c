@@ -8,6 +8,7 @@
 #include "rewrite.h"
 #include "icmp.h"
 #include "mark.h"
+#include "kernel_conntrack.h"
 
 /* Where a packet is about to go, and on whose behalf. */
 struct passage {
@@ -523,6 +524,23 @@ INLINE bool has_flow(struct bpf_sock *sk, bool tcp)
 	return has;
 }
 
+/* The flow as the kernel's tables know it. Returns the length that matters, which is the family. */
+INLINE __u32 tuple_of(struct bpf_sock_tuple *t, const struct packet *p)
+{
+	if (p->family == 4) {
+		t->ipv4.saddr = p->src.s6_addr32[3];
+		t->ipv4.daddr = p->dst.s6_addr32[3];
+		t->ipv4.sport = p->sport;
+		t->ipv4.dport = p->dport;
+		return sizeof(t->ipv4);
+	}
+	__builtin_memcpy(t->ipv6.saddr, &p->src, 16);
+	__builtin_memcpy(t->ipv6.daddr, &p->dst, 16);
+	t->ipv6.sport = p->sport;
+	t->ipv6.dport = p->dport;
+	return sizeof(t->ipv6);
+}
+
 /* Does a socket of this node own the flow? Asked for ports that its sockets may use as source ports. */
 GLOBAL int socket_has(struct xdp_md *ctx, const struct packet *p)
 {
@@ -532,19 +550,7 @@ GLOBAL int socket_has(struct xdp_md *ctx, const struct packet *p)
 
 	if (!p)
 		return false;
-	if (p->family == 4) {
-		t.ipv4.saddr = p->src.s6_addr32[3];
-		t.ipv4.daddr = p->dst.s6_addr32[3];
-		t.ipv4.sport = p->sport;
-		t.ipv4.dport = p->dport;
-		size = sizeof(t.ipv4);
-	} else {
-		__builtin_memcpy(t.ipv6.saddr, &p->src, 16);
-		__builtin_memcpy(t.ipv6.daddr, &p->dst, 16);
-		t.ipv6.sport = p->sport;
-		t.ipv6.dport = p->dport;
-		size = sizeof(t.ipv6);
-	}
+	size = tuple_of(&t, p);
 	if (p->proto == IPPROTO_TCP) {
 		sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
 		if (sk) {
@@ -555,6 +561,34 @@ GLOBAL int socket_has(struct xdp_md *ctx, const struct packet *p)
 	}
 	sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
 	return sk ? has_flow(sk, false) : false;
+}
+
+/*
+ * Does the packet answer a connection that somebody behind this node began, a container whose connections are masqueraded?
+ * No socket here has such a flow; the kernel's conntrack does, and the packet is of its reply direction.
+ */
+GLOBAL int conntrack_has(struct xdp_md *ctx, const struct packet *p)
+{
+	struct kernel_ct_options o = { .netns_id = BPF_F_CURRENT_NETNS };
+	struct bpf_sock_tuple t = {};
+	struct nf_conn *ct;
+	__u32 size;
+
+	if (!has_kernel_conntrack || !p)
+		return false;
+	size = tuple_of(&t, p);
+	o.l4proto = p->proto;
+	ct = bpf_xdp_ct_lookup(ctx, &t, size, &o, sizeof(o));
+	if (!ct)
+		return false;
+	bpf_ct_release(ct);
+	return o.dir == KERNEL_CT_REPLY;
+}
+
+/* Is the packet an answer to what the node, or what is behind it, began from this port? */
+INLINE bool node_has(struct xdp_md *ctx, const struct packet *p, __u32 row)
+{
+	return (row & PORT_LOCAL && socket_has(ctx, p)) || (row & PORT_MASQUERADED && conntrack_has(ctx, p));
 }
 
 /*
@@ -613,7 +647,7 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 
 	if (!fe || !fe->tables[q->family == 6].table)
 		return REF_NONE;
-	if (row & PORT_LOCAL && socket_has(ctx, q))
+	if (node_has(ctx, q, row))
 		return REF_NONE;
 	struct backend *b;
 	__u32 ref = pick(q, fe, frontend_hash(q, s, fe, index), &b);
@@ -657,7 +691,7 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 	}
 	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)))
 		return PASS_SYN_ACK;
-	if (unlikely(row & PORT_LOCAL) && !is_syn(p) && socket_has(ctx, p))
+	if (unlikely(row & (PORT_LOCAL | PORT_MASQUERADED)) && !is_syn(p) && node_has(ctx, p, row))
 		return PASS_LOCAL_SOCKET;
 	if (unlikely(!fe->tables[p->family == 6].table))
 		return PASS_NO_BACKEND;

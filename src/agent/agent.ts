@@ -307,6 +307,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const locals = createLocal({
 			run,
 			netnsCookie: ownNetnsCookie(),
+			asksConntrack: d.asksConntrack,
 			mark: oldMark !== 0 ? oldMark : randomInt(1, 0xffff_ffff),
 			served,
 			kernelPorts: state.kernelPorts,

@@ -20,7 +20,15 @@ import type { Run } from './exec.js';
 import { covers, type Firewall, readFirewall } from './firewall.js';
 import { chooseUplinks, connectedPrefixes, globalAddresses, type Link, readLinks, type UplinkChoice } from './links.js';
 import { forget, manage, type Neighbour, readNeighbours } from './neighbours.js';
-import { contestedPorts, localPortRange, type PortRules, type Published, readSockets, refusePorts } from './ports.js';
+import {
+	contestedPorts,
+	localPortRange,
+	type PortRules,
+	type Published,
+	readSockets,
+	refusePorts,
+	unaskedPorts,
+} from './ports.js';
 import { type DefaultRoute, defaultRoutes, type Way, waysTo } from './routes.js';
 
 export interface LocalInput {
@@ -82,6 +90,8 @@ const FIREWALL_MS = 20_000;
 export interface LocalDeps {
 	readonly run: Run;
 	readonly netnsCookie: bigint;
+	/** Programs ask the kernel's conntrack. */
+	readonly asksConntrack: boolean;
 	readonly mark: number;
 	/** `tcp/8080` that are served already, by the maps that an earlier agent left. */
 	readonly served: ReadonlySet<string>;
@@ -470,7 +480,11 @@ export function createLocal(deps: LocalDeps): LocalState {
 			const range = localPortRange();
 			const localPorts: [number, number][] = [[range.from, range.to]];
 			// Masquerade without a range of its own keeps a source port or takes one of 1024 to 65535.
-			if (rules.masquerade && range.from > 1024) localPorts.push([1024, range.from - 1]);
+			const masqueradedPorts: [number, number][] = rules.masquerade ? [[1024, 65535]] : [];
+			if (!deps.asksConntrack) {
+				const told = unaskedPorts(published, masqueradedPorts);
+				if (told !== undefined) warnings.push(told);
+			}
 
 			const gateways = gatewaysOf(endpoints, ways, byName, input.gateways, chosen.uplinks);
 			const wayOut4 = keep(old?.wayOut4, wayOut(4, defaults, chosen.uplinks));
@@ -489,6 +503,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 				...(wayOut6 === undefined ? {} : { wayOut6 }),
 				standInPorts: portsBeside(range),
 				localPorts: keep(old?.localPorts, localPorts),
+				masqueradedPorts: keep(old?.masqueradedPorts, deps.asksConntrack ? masqueradedPorts : []),
 				kernelPorts: keep(old?.kernelPorts, new Set([...kernelPorts].map(keyOf))),
 				joinedPorts: keep(old?.joinedPorts, new Set([...joinedPorts].map(keyOf))),
 				refusedPorts: keep(old?.refusedPorts, new Map(refusedPorts.map((r) => [keyOf(r.key), r.reason]))),

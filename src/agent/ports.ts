@@ -142,6 +142,22 @@ export function formatPortList(ports: Iterable<number>): string {
 	return parts.join(',');
 }
 
+/**
+ * What to tell where connections are masqueraded and programs cannot ask the kernel's conntrack whose a packet is.
+ * @param masqueradedPorts ranges that masquerade takes source ports from
+ * @returns undefined where no published port is among them. Pure.
+ */
+export function unaskedPorts(
+	published: readonly Pick<Published, 'port'>[],
+	masqueradedPorts: readonly (readonly [number, number])[],
+): string | undefined {
+	const ports = published
+		.map((p) => p.port)
+		.filter((port) => masqueradedPorts.some(([low, high]) => port >= low && port <= high));
+	if (ports.length === 0) return undefined;
+	return `a connection that this node masquerades gets no answers where its source port is a published one (${formatPortList(ports)}): the kernel's conntrack cannot be asked (no /sys/kernel/btf/nf_conntrack when the agent started): start the agent again once the module is loaded, or publish ports below 1024`;
+}
+
 export function localPortRange(): { readonly from: number; readonly to: number } {
 	const [from, to] = readFileSync(RANGE, 'utf8').trim().split(/\s+/).map(Number);
 	return { from: from ?? 32768, to: to ?? 60999 };

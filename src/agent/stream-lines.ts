@@ -37,7 +37,9 @@ export type FromManager =
 	 * `at`: what a follower should have by now, lines come in order. `ageMs`: since the manager last listed the swarm. Both are
 	 * absent where it never did, and from agents of 0.1.0.
 	 */
-	| { readonly t: 'ping'; readonly at?: Position; readonly ageMs?: number };
+	| { readonly t: 'ping'; readonly at?: Position; readonly ageMs?: number }
+	/** The last line of a connection that is not taken. */
+	| { readonly t: 'refused'; readonly why: string };
 
 /** What turns `before` into `after`; parts that are the same objects are the same. */
 export function deltaOf(epoch: string, from: number, before: Membership, after: Membership): Delta {
@@ -107,6 +109,7 @@ export function parseFromManager(line: string): FromManager | undefined {
 				: {}),
 			...(isCount(m.ageMs) ? { ageMs: m.ageMs } : {}),
 		};
+	if (m.t === 'refused') return typeof m.why === 'string' ? { t: 'refused', why: m.why.slice(0, 300) } : undefined;
 	if (typeof m.epoch !== 'string' || !isCount(m.version)) return undefined;
 	if (m.t === 'same') return m as unknown as FromManager;
 	if (m.t === 'full') return isMembership(m.membership) ? (m as unknown as FromManager) : undefined;

@@ -48,6 +48,8 @@ const MAX_REPORT_BYTES = 4 * 1024 * 1024;
 /** A follower that does not read is cut off; it comes back and gets the whole. */
 const MAX_QUEUE_BYTES = 64 * 1024 * 1024;
 const HANDSHAKE_MS = 5000;
+/** For the reason to arrive. */
+const REFUSED_MS = 1000;
 /** What a node said of tasks that drain, after it was heard last. */
 const SILENT_MS = 30_000;
 const SERVE_RETRY_MS = 5000;
@@ -69,6 +71,8 @@ interface Link {
 	readonly host: string;
 	socket: TLSSocket | undefined;
 	up: boolean;
+	/** This connection brought a word of the manager's: it is not refused. */
+	welcome: boolean;
 	tries: number;
 	timer: NodeJS.Timeout | undefined;
 	heardAt: number;
@@ -181,9 +185,14 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 	function accept(socket: TLSSocket, c: Credentials): void {
 		const f: Follower = { socket, node: undefined, follows: false, heardAt: now() };
 		followers.add(f);
+		let refused = false;
 		const refuse = (why: string) => {
+			if (refused) return;
+			refused = true;
 			problem(`client ${socket.remoteAddress}`, `an agent at ${socket.remoteAddress} is refused: ${why}`);
-			socket.destroy();
+			// It is told, for TLS 1.3 lets a client believe that it is in before its certificate is looked at.
+			socket.end(`${JSON.stringify({ t: 'refused', why } satisfies FromManager)}\n`);
+			setTimeout(() => socket.destroy(), REFUSED_MS).unref();
 		};
 		socket.on('error', () => socket.destroy());
 		if (c.kind === 'certificate' && !socket.authorized) {
@@ -202,6 +211,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			socket,
 			MAX_REPORT_BYTES,
 			(line) => {
+				if (refused) return;
 				f.heardAt = now();
 				const m = parseToManager(line);
 				if (m === undefined) return refuse('it sends what is no message');
@@ -376,6 +386,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 	function take(l: Link, line: string): string | undefined {
 		const m = parseFromManager(line);
 		if (m === undefined) return 'it sends what is no message';
+		if (m.t === 'refused') return `it refuses this node: ${m.why}`;
 		if (m.t === 'ping') {
 			pinged(l, m.at, m.ageMs);
 			return undefined;
@@ -441,6 +452,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 					}),
 		});
 		l.socket = socket;
+		l.welcome = false;
 		socket.setNoDelay(true);
 		socket.setTimeout(HANDSHAKE_MS, () => {
 			if (l.up) return;
@@ -451,10 +463,8 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			// With a certificate checkServerIdentity was asked; a resumed session would not ask, so none is.
 			socket.setTimeout(0);
 			l.up = true;
-			l.tries = 0;
 			l.heardAt = now();
 			l.listedAt = undefined;
-			problem(`manager ${l.id}`, undefined);
 			send(l, { t: 'hello', protocol: PROTOCOL, node: self });
 			sendReport(l, false);
 			choose();
@@ -463,7 +473,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			why ??= e.message;
 		});
 		socket.on('close', () => {
-			const was = l.up;
+			const was = l.welcome;
 			l.up = false;
 			if (l.socket === socket) l.socket = undefined;
 			if (closed || l.closed) return;
@@ -478,7 +488,13 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 			(line) => {
 				l.heardAt = now();
 				const bad = take(l, line);
-				if (bad === undefined) return;
+				if (bad === undefined) {
+					if (l.welcome) return;
+					l.welcome = true;
+					l.tries = 0;
+					problem(`manager ${l.id}`, undefined);
+					return;
+				}
 				why = bad;
 				socket.destroy();
 			},
@@ -508,6 +524,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 				host,
 				socket: undefined,
 				up: false,
+				welcome: false,
 				tries: 0,
 				timer: undefined,
 				heardAt: now(),

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import {
 	type Attachment,
@@ -39,6 +40,22 @@ const SOCKET_PROGRAMS: readonly string[] = [
 
 /** Largest MTU whose frames lie in one page with the kernel's headroom: above it native XDP wants a program for frags. */
 export const MAX_LINEAR_MTU = 3498;
+
+/**
+ * Whether programs can ask the kernel's conntrack (bpf/kernel_conntrack.h): it is compiled in, or its module is loaded, and
+ * has its types.
+ * @param btf directory of the kernel's types
+ */
+export function hasKernelConntrack(btf = '/sys/kernel/btf'): boolean {
+	return ['nf_conntrack', 'vmlinux'].some((name) => {
+		try {
+			const types = readFileSync(join(btf, name));
+			return ['bpf_xdp_ct_lookup', 'bpf_ct_release'].every((f) => types.includes(`\0${f}\0`));
+		} catch {
+			return false;
+		}
+	});
+}
 
 /** Locks lie here. */
 export const RUN_DIR = '/run/beeline';
@@ -86,6 +103,8 @@ export interface DatapathStatus {
  */
 export interface Datapath {
 	readonly store: KernelStore;
+	/** Programs ask the kernel's conntrack whose a packet is that comes to a published port the node uses as a source port. */
+	readonly asksConntrack: boolean;
 	/** Maps that are new and empty (no map of this layout was pinned): all at a first start, none at a restart. */
 	readonly newMaps: readonly string[];
 	/** Switches to the loaded programs and maps. Can be repeated. @throws LoaderError ATTACH_FAILED */
@@ -152,23 +171,46 @@ export async function openDatapath(o: DatapathOptions): Promise<Datapath> {
 		...(o.cacheDir === undefined ? {} : { cacheDir: o.cacheDir }),
 		...(o.clang === undefined ? {} : { clang: o.clang }),
 	});
-	const loaded = await load({
-		objects,
-		pinRoot: o.pinRoot,
-		runDir: o.runDir ?? RUN_DIR,
-		abi: MESH_ABI,
-		...(o.maxEntries === undefined ? {} : { maxEntries: o.maxEntries }),
-		...(o.consts === undefined ? {} : { consts: o.consts }),
-	});
+	const loadWith = (asksConntrack: boolean): Promise<Loaded> =>
+		load({
+			objects,
+			pinRoot: o.pinRoot,
+			runDir: o.runDir ?? RUN_DIR,
+			abi: MESH_ABI,
+			...(o.maxEntries === undefined ? {} : { maxEntries: o.maxEntries }),
+			consts: { has_kernel_conntrack: asksConntrack, ...o.consts },
+		});
+	let asksConntrack = hasKernelConntrack();
+	let loaded: Loaded;
 	try {
-		return datapath(o.pinRoot, loaded, kernelStore(loaded.maps), objects.map((x) => x.warnings).join(''));
+		loaded = await loadWith(asksConntrack);
+	} catch (e) {
+		// Another kernel's functions may be others, and a container may not see a module's types: what needs none is tried.
+		if (!asksConntrack || !(e instanceof LoaderError && ['VERIFIER_REJECTED', 'LOAD_FAILED'].includes(e.code))) throw e;
+		asksConntrack = false;
+		loaded = await loadWith(false);
+	}
+	try {
+		return datapath(
+			o.pinRoot,
+			loaded,
+			kernelStore(loaded.maps),
+			objects.map((x) => x.warnings).join(''),
+			asksConntrack,
+		);
 	} catch (e) {
 		loaded.close();
 		throw e;
 	}
 }
 
-function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings: string): Datapath {
+function datapath(
+	pinRoot: string,
+	loaded: Loaded,
+	store: KernelStore,
+	warnings: string,
+	asksConntrack: boolean,
+): Datapath {
 	const detachUplink = (ifindex: number) => {
 		for (const slot of ['uplink_xdp', 'uplink_tc', 'uplink_tc_egress']) loaded.detach(slot, ifindex);
 	};
@@ -177,6 +219,7 @@ function datapath(pinRoot: string, loaded: Loaded, store: KernelStore, warnings:
 	return {
 		store,
 		newMaps: loaded.newMaps,
+		asksConntrack,
 		commit: () => loaded.commit(),
 		attachUplink({ ifindex, name, mode, mtu }) {
 			const before = isAttached('uplink_xdp', ifindex);

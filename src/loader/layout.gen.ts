@@ -44,6 +44,7 @@ export const SettingsFlag = {
 export const PortFlag = {
 	PORT_EXACT: 2147483648,
 	PORT_LOCAL: 1073741824,
+	PORT_MASQUERADED: 268435456,
 	PORT_PROCESS: 536870912,
 } as const;
 

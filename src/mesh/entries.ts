@@ -105,8 +105,10 @@ export interface LocalFacts {
 	/** Where processes of this node get packets: addresses of its own. Default: the VTEP and the uplinks' first IPv6. */
 	readonly processAddress4?: string;
 	readonly processAddress6?: string;
-	/** Inclusive: `ip_local_port_range`, and what masquerade uses. */
+	/** Inclusive: `ip_local_port_range`. */
 	readonly localPorts: readonly (readonly [number, number])[];
+	/** Inclusive: what masquerade may use, where a rule of this node masquerades and programs can ask for such connections. */
+	readonly masqueradedPorts?: readonly (readonly [number, number])[];
 	/** Port keys that the kernel's own mesh answers too: it gets new flows when the agent is stale or leaves. */
 	readonly kernelPorts: ReadonlySet<number>;
 	/** Those that it answered when this agent took them: flows may be open there. Default: kernelPorts. */
@@ -603,13 +605,17 @@ export function entries(
 		services.set(s.name, rests ? old : serviceEntries(s, context));
 	}
 
-	const isLocal = (port: number) => facts.localPorts.some(([low, high]) => port >= low && port <= high);
+	const within = (ranges: LocalFacts['localPorts'], port: number) =>
+		ranges.some(([low, high]) => port >= low && port <= high);
+	const sourceFlags = (port: number) =>
+		(within(facts.localPorts, port) ? PortFlag.PORT_LOCAL : 0) |
+		(within(facts.masqueradedPorts ?? [], port) ? PortFlag.PORT_MASQUERADED : 0);
 	const ports = new Map<number, number>();
 	const flag = (key: number, bits: number) => ports.set(key, ((ports.get(key) ?? 0) | bits) >>> 0);
 	let processes = false;
 	for (const s of services.values()) {
-		for (const [key, index] of s.ports) flag(key, index | (isLocal(key & 0xffff) ? PortFlag.PORT_LOCAL : 0));
-		for (const key of s.exactPorts) flag(key, PortFlag.PORT_EXACT | (isLocal(key & 0xffff) ? PortFlag.PORT_LOCAL : 0));
+		for (const [key, index] of s.ports) flag(key, index | sourceFlags(key & 0xffff));
+		for (const key of s.exactPorts) flag(key, PortFlag.PORT_EXACT | sourceFlags(key & 0xffff));
 		for (const key of s.processPorts) {
 			flag(key, PortFlag.PORT_PROCESS);
 			processes = true;

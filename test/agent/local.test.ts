@@ -13,6 +13,7 @@ import {
 	parsePortList,
 	parseSockets,
 	refusePorts,
+	unaskedPorts,
 } from '../../src/agent/ports.js';
 import type { Way } from '../../src/agent/routes.js';
 
@@ -51,6 +52,16 @@ const gwbridge = link('docker_gwbridge', { kind: 'bridge' }, ['172.18.0.1']);
 const task = link('veth1', { kind: 'veth', master: 'docker_gwbridge', masterKind: 'bridge', peerElsewhere: true });
 const all = [lo, eth0, eth1, br0, vlan, wg, gwbridge, task];
 const names = (u: ReturnType<typeof chooseUplinks>) => u.uplinks.map((x) => `${x.link.name}:${x.l3.name}`);
+
+test('where the kernel’s conntrack cannot be asked, published ports that are source ports too are named', () => {
+	const of = (...ports: number[]) =>
+		unaskedPorts(
+			ports.map((port) => ({ port })),
+			[[1024, 65535]],
+		);
+	assert.is(of(80, 443), undefined);
+	assert.match(of(80, 40001, 8080, 40000, 8080) ?? '', /a published one \(8080,40000-40001\): /);
+});
 
 test('without a list: Ethernet devices with a global address; of a bridge its port; never Docker’s bridges', () => {
 	assert.equal(names(chooseUplinks(all, undefined, new Set(['eth0']), new Set())), ['eth0:eth0', 'eth1:br0']);

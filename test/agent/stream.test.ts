@@ -408,6 +408,24 @@ test('a client under another CA is refused by the manager', async () => {
 	assert.is(m.logged.filter((l) => l.includes('is refused')).length, 1, m.logged.join('\n'));
 });
 
+test('a client whose certificate has expired is refused, and both ends say so once', async () => {
+	const port = nextPort++;
+	const m = open(makeNode('m1', 'manager'), port);
+	m.feed.update(info('m1', '127.0.0.2', true, [['m1', '127.0.0.2']]));
+	m.feed.publish(membership('a'), true);
+	const w = open(makeNode('w1', 'worker', 'ca', 'cluster1', ['expired']), port);
+	w.feed.update(info('w1', '127.0.0.3', false, [['m1', '127.0.0.2']]));
+	await waitFor('the refusal', () => m.logged.some((l) => /is refused: .*EXPIRED/.test(l)));
+	await waitFor('the worker to be told', () =>
+		w.feed.problems().some((l) => /it refuses this node: .*EXPIRED/.test(l)),
+	);
+	// Several attempts.
+	await new Promise((r) => setTimeout(r, 600));
+	assert.is(m.logged.filter((l) => l.includes('is refused')).length, 1, m.logged.join('\n'));
+	assert.is(w.logged.filter((l) => l.includes('is not followed')).length, 1, w.logged.join('\n'));
+	assert.is(w.memberships.length, 0);
+});
+
 test('a worker that says it is another node is refused', async () => {
 	const port = nextPort++;
 	const m = open(makeNode('m1', 'manager'), port);

@@ -4,6 +4,7 @@
  *	10.200.1.1, 10.200.1.2        this node (node 1); nodes 2, 3 and 4 are 10.0.0.2 to .4
  *	8080/tcp, 5353/udp            20 backends on nodes 2 to 4, 1024 slots
  *	8081/tcp                      the same, 16384 slots
+ *	8084/tcp, 40000/tcp           the same as 8080; the node may use 8084 as a source port of what it masquerades, 40000 of its own too
  *	8082/tcp                      one backend on this node, whose clients came in here
  *	8083/tcp                      one backend on this node, whose clients came in at node 2
  *
@@ -12,11 +13,13 @@
 import { join } from 'node:path';
 import { compile } from 'bpf-loader';
 import { type BpfMap, type BpfObject, open, type Program } from 'libbpf-ts';
+import { hasKernelConntrack } from '../../src/loader/datapath.js';
 import {
 	BackendState,
 	Delivery,
 	MAX_UPLINKS,
 	NodeFlag,
+	PortFlag,
 	ReturnPath as Returns,
 	RevnatState,
 	revnatCodec,
@@ -37,6 +40,10 @@ export const LARGE_SERVICE = 8081;
 export const LOCAL_SERVICE = 8082;
 export const TUNNEL_SERVICE = 8083;
 export const UDP_SERVICE = 5353;
+/** The node may use its port as a source port. */
+export const SHARED_SERVICE = 40_000;
+/** Only for what it masquerades. */
+export const MASQUERADED_SERVICE = 8084;
 export const LOCAL_ENDPOINT = '172.18.0.2';
 export const TUNNEL_ENDPOINT = '172.18.0.3';
 export const TUNNEL_MAC = '06:00:00:00:00:51';
@@ -80,6 +87,7 @@ export async function buildRig(o: { readonly flows: boolean; readonly ifindex?: 
 		const opened = open(uplink, { name: 'uplink' });
 		opened.disableProgram('uplink_xdp').disableProgram('uplink_xdp_frags');
 		// Half a million flows of two services, and none evicted.
+		if (hasKernelConntrack()) opened.setConst('has_kernel_conntrack', true);
 		opened.setMaxEntries('revnat', o.flows ? 1 << 21 : 1 << 16);
 		const u = opened.loadSync();
 		objects.push(u);
@@ -204,6 +212,8 @@ function fill(store: KernelStore, ifindex: number): void {
 		[3, LOCAL_SERVICE, TCP, 1024, [local]],
 		[4, TUNNEL_SERVICE, TCP, 1024, [tunnel]],
 		[5, UDP_SERVICE, UDP, 1024, remote],
+		[6, SHARED_SERVICE, TCP, 1024, remote],
+		[7, MASQUERADED_SERVICE, TCP, 1024, remote],
 	];
 	store.tables.create(frontends.map(([i, , , size, refs]) => [2 * i, table(size, refs)] as const));
 	store.frontends.setMany(
@@ -215,7 +225,16 @@ function fill(store: KernelStore, ifindex: number): void {
 			] as const;
 		}),
 	);
-	store.ports.setMany(frontends.map(([i, port, proto]) => [(proto === UDP ? 1 << 16 : 0) | port, i] as const));
+	store.ports.setMany(
+		frontends.map(([i, port, proto]) => [
+			(proto === UDP ? 1 << 16 : 0) | port,
+			port === SHARED_SERVICE
+				? i | PortFlag.PORT_LOCAL | PortFlag.PORT_MASQUERADED
+				: port === MASQUERADED_SERVICE
+					? i | PortFlag.PORT_MASQUERADED
+					: i,
+		]),
+	);
 }
 
 /** Address of flow `i`'s client, as wrap.h counts them. */

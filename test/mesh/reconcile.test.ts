@@ -359,14 +359,16 @@ test('ports carry what packets must ask', async () => {
 	await n.apply(
 		mesh(two, [
 			service('web', '40000:80', ['node1']),
+			service('c', '8080:80', ['node1']),
 			service('a', '81:8081', ['node2 10.0.0.1'], { addresses: ['192.168.78.1'] }),
 			service('b', '81:8082', ['node2 10.0.0.2']),
 		]),
 	);
 	const flags = (port: number) => ((n.store.ports.get(port) as number) & ~PORT_FRONTEND_MASK) >>> 0;
-	assert.is(flags(40000), PortFlag.PORT_LOCAL);
+	assert.is(flags(40000), PortFlag.PORT_LOCAL | PortFlag.PORT_MASQUERADED);
 	assert.is(n.store.ports.get(80), PortFlag.PORT_PROCESS);
 	assert.is(flags(81), PortFlag.PORT_EXACT);
+	assert.is(flags(8080), PortFlag.PORT_MASQUERADED);
 	const exact = n.store.exactFrontends.get({ addr: '192.168.78.1', port: 81, proto: 6 });
 	assert.is.not(exact, (n.store.ports.get(81) as number) & PORT_FRONTEND_MASK);
 	assert.is(n.store.settings.get().flags, 4);

@@ -92,6 +92,7 @@ export const FACTS: LocalFacts = {
 	gateways: new Map(),
 	standInPorts: [1024, 31744],
 	localPorts: [[32768, 60999]],
+	masqueradedPorts: [[1024, 65535]],
 	kernelPorts: new Set(),
 	refusedPorts: new Map(),
 };

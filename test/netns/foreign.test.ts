@@ -7,7 +7,8 @@
  *	                    |
  *	                   x0 10.99.0.1 --- x 10.99.0.2         behind n1, routed
  *
- * Published: 8080 and 40000 (inside ip_local_port_range), TCP and UDP. vxlan 77 on port 4789 joins n1 and n2.
+ * Published: 8080 and 40000 (inside ip_local_port_range), TCP and UDP. vxlan 77 on port 4789 joins n1 and n2. Connections of
+ * what is behind n1 to ports 9100 and 9153 are masqueraded, as a container's are.
  */
 import * as assert from 'uvu/assert';
 import { Mesh, targets, taskBackend } from '../support/beeline.js';
@@ -22,6 +23,8 @@ async function build(): Promise<{ net: Topology; mesh: { started?: Mesh } }> {
 			await net.httpd(task, 80);
 			await net.udpecho(task, 53);
 		}
+		await net.httpd('c1', 9100);
+		await net.udpecho('c1', 9153);
 		for (const name of ['c1', ...net.nodes]) {
 			await net.httpd(name, 9000);
 			await net.udpecho(name, 9053);
@@ -40,6 +43,10 @@ async function build(): Promise<{ net: Topology; mesh: { started?: Mesh } }> {
 			...['route add default via 10.99.0.1', 'route add ::/0 via fd99::1'],
 		]);
 		net.ip('c1', ['route add 10.99.0.0/24 via 192.168.78.1', 'route add fd99::/64 via fd78::1']);
+		net.exec('n1', ['nft', '-f', '-'], {
+			input: `table inet behind { chain postrouting { type nat hook postrouting priority srcnat;
+				iifname x0 meta l4proto { tcp, udp } th dport { 9100, 9153 } masquerade\n}\n}\n`,
+		});
 		for (const name of ['vm', 'x']) {
 			net.asWire(name, 'eth0');
 			await net.httpd(name, 8080);
@@ -114,6 +121,29 @@ const tries: readonly Try[] = [
 	[
 		'a dial by a machine routed through the node, from a published source port',
 		async (net) => answers(net, 'x', 'c1', ['-p', 40_000, `${net.address('c1').v4}:9000`]),
+	],
+	[
+		'a masqueraded connection whose source port is a published port, TCP',
+		async (net) => {
+			for (const target of targets(net, ['c1'], 9100, [4, 6])) {
+				const report = await net.load('x', ['-t', 2000, '-p', 40_000, '-k', 5, '-D', 300_000, target]);
+				assert.equal([report.failures, report.requests], [{}, 5], `${target}: ${JSON.stringify(report)}`);
+				const n1 = net.address('n1');
+				assert.ok(
+					Object.keys(report.clients).every((c) => c === n1.v4 || c === n1.v6),
+					JSON.stringify(report),
+				);
+			}
+		},
+	],
+	[
+		'masqueraded datagrams whose source port is a published port',
+		async (net) => {
+			for (const target of targets(net, ['c1'], 9153, [4, 6])) {
+				const report = await net.udpload('x', ['-n', 5, '-p', 40_000, target]);
+				assert.equal([report.answered, report.backends], [5, { c1: 5 }], `${target}: ${JSON.stringify(report)}`);
+			}
+		},
 	],
 	[
 		'ARP and neighbour discovery after every entry was flushed',

@@ -2,6 +2,8 @@
  * Published ports that must not be taken on a node, on a swarm of two engines (./bed): refused there with a sentence, served on
  * the other node, and nothing else is touched.
  */
+import { chmodSync, copyFileSync } from 'node:fs';
+import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
@@ -15,6 +17,11 @@ async function build(): Promise<{ swarm: Swarm }> {
 	try {
 		// Before the agents: a process holds 8090 on node2, and a rule of node2's drops 8091.
 		void swarm.background(2, [tool('httpd'), '-n', 'holder', '-p', '8090', '-L', '600']);
+		// What administrators come in by, under its own name.
+		const sshd = join(swarm.directory, 'sshd');
+		copyFileSync(tool('httpd'), sshd);
+		chmodSync(sshd, 0o755);
+		void swarm.background(2, [sshd, '-n', 'sshd', '-p', '22', '-L', '600']);
 		swarm.exec(2, ['iptables', '-I', 'INPUT', '-p', 'tcp', '--dport', '8091', '-j', 'DROP']);
 		await swarm.startAll();
 		const create = ['service', 'create', '-d', '--no-resolve-image', '--mode', 'global', '--stop-grace-period', '1s'];
@@ -23,10 +30,11 @@ async function build(): Promise<{ swarm: Swarm }> {
 			['held', 8090],
 			['dropped', 8091],
 			['listed', 8092],
+			['ssh', 22],
 		] as const)
 			swarm.docker(1, ...create, '--name', name, '--publish', `${port}:80`, 'beeline-test:latest');
 		await swarm.serving('good', 2);
-		for (const name of ['held', 'dropped', 'listed'])
+		for (const name of ['held', 'dropped', 'listed', 'ssh'])
 			await waitFor(`${name} to run`, () => swarm.tasks(name).length === 2, 45_000, 300);
 		return { swarm };
 	} catch (e) {
@@ -61,6 +69,13 @@ scenario(
 			await served(swarm, 2, 8080);
 		});
 
+		test('port 22 is refused where somebody listens on it, and served where nobody does', async ({ swarm }) => {
+			assert.match(JSON.stringify(await refusal(swarm, 2, 22)), /port 22 is held by sshd on /);
+			await served(swarm, 1, 22);
+			await served(swarm, 2, 8080);
+			assert.match(swarm.exec(2, ['ss', '-Hltnp', 'sport = :22']).stdout, /"sshd"/);
+		});
+
 		test('a port that an INPUT rule drops is refused there, with the ways out', async ({ swarm }) => {
 			const r = JSON.stringify(await refusal(swarm, 2, 8091));
 			assert.match(r, /a firewall rule .* restricts port 8091 .*allow list, or set datapath\.acceptFirewallBypass/);
@@ -80,20 +95,18 @@ scenario(
 		});
 
 		test('Swarm’s own ports are refused everywhere, and the swarm goes on', async ({ swarm }) => {
+			const global = ['service', 'create', '-d', '--no-resolve-image', '--mode', 'global', '--stop-grace-period', '1s'];
 			const create = ['service', 'create', '-d', '--no-resolve-image', '--replicas', '1', '--stop-grace-period', '1s'];
-			let published = 0;
 			for (const port of [2377, 7946]) {
-				try {
-					swarm.docker(1, ...create, '--name', `p${port}`, '--publish', `${port}:80`, 'beeline-test:latest');
-					published++;
-				} catch {
-					// Swarm refuses it itself.
-					continue;
-				}
+				swarm.docker(1, ...create, '--name', `p${port}`, '--publish', `${port}:80`, 'beeline-test:latest');
 				for (const n of [1, 2]) assert.match(JSON.stringify(await refusal(swarm, n, port)), /belongs to Swarm/);
 			}
-			assert.ok(published > 0, 'Swarm took none of them');
-			swarm.exec(1, ['docker', 'node', 'ls']);
+			// The managers' port of node1 is dockerd's as before, and node2 speaks to it: what is made now runs there.
+			swarm.docker(1, ...global, '--name', 'later', '--publish', '8095:80', 'beeline-test:latest');
+			await waitFor('a task on node2', () => swarm.tasks('later').some((t) => t.node === 'node2'), 45_000, 300);
+			await swarm.serving('later', 2);
+			await served(swarm, 2, 8095);
+			assert.match(swarm.exec(1, ['ss', '-Hltnp', 'sport = :2377']).stdout, /"dockerd"/);
 			await served(swarm, 2, 8080);
 			assert.is(swarm.exec(2, [`${root}/bin/beeline`, 'status']).code, 0);
 		});

@@ -283,6 +283,8 @@ export class Loaded implements Disposable {
 	private switchLinks(): void {
 		const names = this.namesById();
 		const undo: (() => void)[] = [];
+		// Let go of when all is switched, or a program that runs nowhere would hold its maps as long as this process lives.
+		const replaced: Program[] = [];
 		try {
 			for (const pin of linkPins(this.paths)) {
 				const link = openLink(pin);
@@ -299,11 +301,11 @@ export class Loaded implements Disposable {
 				}
 				if (next.program.id === running) continue;
 				const before = Program.fromId(running);
+				replaced.push(before);
 				link.update(next.program);
 				undo.push(() => {
 					using back = Link.fromPin(pin.path);
-					using program = before;
-					back.update(program);
+					back.update(before);
 				});
 			}
 			for (const pin of clsactPins(this.paths)) {
@@ -331,6 +333,8 @@ export class Loaded implements Disposable {
 			throw new LoaderError('ATTACH_FAILED', `switch to the new programs: ${reason(e)} (the old ones are back)`, {
 				cause: e,
 			});
+		} finally {
+			for (const p of replaced) p[Symbol.dispose]();
 		}
 	}
 

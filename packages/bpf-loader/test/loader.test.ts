@@ -174,6 +174,19 @@ if (child) {
 		assert.is(counter(w, 0), 12n);
 	});
 
+	test('programs that were replaced are let go of', async () => {
+		const held = () => sh(`ls -l /proc/${process.pid}/fd | grep -c bpf-prog || true`).trim();
+		const before = held();
+		const first = await start(w, { consts: { step: 5 } });
+		first.commit();
+		attach(first);
+		first.close();
+		const second = await start(w, { consts: { step: 7 } });
+		second.commit();
+		second.close();
+		assert.is(held(), before);
+	});
+
 	test('a map of another size is made aside, filled, and switched to with the programs', async () => {
 		const first = await start(w);
 		first.commit();
