@@ -81,8 +81,11 @@ struct settings {
 	__u32 self;		/* this node's index in `nodes` */
 	__u32 hash_seed;	/* the same on every node */
 	__u32 mark;		/* skb mark of packets that our own programs made, random per boot */
+	__u16 mesh_mtu;		/* of the ingress network, outer headers included; 0: what each way holds */
+	__u16 pad;
 	__be32 own4[MAX_OWN_ADDRESSES];			/* unused: 0 */
 	struct in6_addr own6[MAX_OWN_ADDRESSES];	/* unused: :: */
+	__u32 pad2;
 };
 
 /* `uplinks`: index is ifindex & (MAX_UPLINKS - 1). */
@@ -503,6 +506,8 @@ _Static_assert(sizeof(struct revnat_key) == 40, "revnat_key has padding");
 _Static_assert(sizeof(struct datagram_key) == 32, "datagram_key has padding");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key has padding");
 _Static_assert(sizeof(struct frontend) == 48, "frontend");
+_Static_assert(__builtin_offsetof(struct settings, own4) <= 64, "settings: what packets need is in one cache line");
+_Static_assert(sizeof(struct settings) == 224, "settings has padding");
 _Static_assert(sizeof(struct backend) == 16, "backend: four to a cache line");
 _Static_assert(sizeof(struct node) == 24, "node");
 _Static_assert(sizeof(struct uplink) == 16, "uplink");

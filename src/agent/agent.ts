@@ -611,9 +611,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			return [...waiting.keys()];
 		}
 
-		/** VNIs of networks that Docker names by their ids. */
+		/** VNIs of networks that Docker names by their ids; nobody dials a VIP of the ingress network. */
 		function vnisOf(networkIds: readonly string[]): number[] {
-			return membership.networks.flatMap((n) => (n.id !== undefined && networkIds.includes(n.id) ? [n.vni] : []));
+			return membership.networks.flatMap((n) =>
+				n.id !== undefined && !n.ingress && networkIds.includes(n.id) ? [n.vni] : [],
+			);
 		}
 		function attachedNamespaces(): ReadonlyMap<bigint, readonly number[]> | undefined {
 			const own = networks.namespaces();

@@ -276,13 +276,14 @@ export interface Settings {
 	readonly self: number;
 	readonly hash_seed: number;
 	readonly mark: number;
+	readonly mesh_mtu: number;
 	readonly own4: readonly string[];
 	readonly own6: readonly string[];
 }
 
 export const settingsCodec: Codec<Settings> = {
-	size: 216,
-	offsets: { heartbeat_ns: 0, stale_after_ns: 8, netns_cookie: 16, table_digest: 24, vtep: 32, vni: 36, vxlan_port: 40, flags: 42, self: 44, hash_seed: 48, mark: 52, own4: 56, own6: 88 },
+	size: 224,
+	offsets: { heartbeat_ns: 0, stale_after_ns: 8, netns_cookie: 16, table_digest: 24, vtep: 32, vni: 36, vxlan_port: 40, flags: 42, self: 44, hash_seed: 48, mark: 52, mesh_mtu: 56, pad: 58, own4: 60, own6: 92, pad2: 220 },
 	encode(row, v, at) {
 		v.setBigUint64(at, row.heartbeat_ns, true);
 		v.setBigUint64(at + 8, row.stale_after_ns, true);
@@ -295,8 +296,15 @@ export const settingsCodec: Codec<Settings> = {
 		v.setUint32(at + 44, row.self, true);
 		v.setUint32(at + 48, row.hash_seed, true);
 		v.setUint32(at + 52, row.mark, true);
-		putList(row.own4, v, at + 56, 8, 4, putIp4, 'settings.own4');
-		putList(row.own6, v, at + 88, 8, 16, putIp, 'settings.own6');
+		v.setUint16(at + 56, row.mesh_mtu, true);
+		putList(row.own4, v, at + 60, 8, 4, putIp4, 'settings.own4');
+		putList(row.own6, v, at + 92, 8, 16, putIp, 'settings.own6');
+		v.setUint8(at + 58, 0);
+		v.setUint8(at + 59, 0);
+		v.setUint8(at + 220, 0);
+		v.setUint8(at + 221, 0);
+		v.setUint8(at + 222, 0);
+		v.setUint8(at + 223, 0);
 	},
 	decode: (v, at) => ({
 		heartbeat_ns: v.getBigUint64(at, true),
@@ -310,8 +318,9 @@ export const settingsCodec: Codec<Settings> = {
 		self: v.getUint32(at + 44, true),
 		hash_seed: v.getUint32(at + 48, true),
 		mark: v.getUint32(at + 52, true),
-		own4: getList(v, at + 56, 8, 4, getIp4),
-		own6: getList(v, at + 88, 8, 16, getIp),
+		mesh_mtu: v.getUint16(at + 56, true),
+		own4: getList(v, at + 60, 8, 4, getIp4),
+		own6: getList(v, at + 92, 8, 16, getIp),
 	}),
 };
 
