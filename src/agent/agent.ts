@@ -42,7 +42,7 @@ import { type Asked, asked, holds, NOTHING_HELD, newIn } from './asked.js';
 import { Encryption, readSecret, removeEncryption } from './encryption.js';
 import { json, type Run, run as runCommand } from './exec.js';
 import { FactReader, knownPart } from './facts.js';
-import { createGateway } from './gateway.js';
+import { createGateway, GATEWAY_BRIDGE } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel, watchRules } from './monitor.js';
@@ -263,6 +263,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			masquerade: config.gatewayBridge.enableIpMasquerade,
 		});
 		const names = new NameService({ log });
+		/** Bridges that hold the gateway of tasks, backends here or not. */
+		const bridges = [
+			GATEWAY_BRIDGE,
+			...(config.membership.source === 'docker' || config.dockerPlugin !== undefined ? ['docker_gwbridge'] : []),
+		];
 		let plugin: Plugin | undefined;
 		const overlay = new Overlay({
 			run,
@@ -689,7 +694,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					httpPorts: ownPorts(config),
 					...(config.datapath.secretFile === undefined ? {} : { keyPort: config.datapath.keyPort }),
 					acceptFirewallBypass: config.datapath.acceptFirewallBypass,
-					gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
+					gateways: bridges,
 				}),
 			(again) => mark('facts of this node', again),
 		);
