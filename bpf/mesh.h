@@ -389,6 +389,13 @@ struct netns_networks {
 	__u32 networks[MAX_NETNS_NETWORKS];	/* 0 ends the list */
 };
 
+/* The agent's name service in a container's namespace, beside Docker's resolver: what that forwards comes here. */
+struct name_service {
+	struct in6_addr dialled;	/* written by `socket`: the server that Docker's resolver asked last */
+	__be16 port;			/* UDP and TCP, on 127.0.0.11 */
+	__u16 pad[3];
+};
+
 struct vip_key {
 	__u32 network;
 	struct in6_addr addr;
@@ -520,6 +527,7 @@ _Static_assert(sizeof(struct overlay_port) == 44, "overlay_port");
 _Static_assert(sizeof(struct vip_key) == 20, "vip_key has padding");
 _Static_assert(sizeof(struct vip_backend) == 24, "vip_backend");
 _Static_assert(sizeof(struct on_link) == 24, "on_link");
+_Static_assert(sizeof(struct name_service) == 24, "name_service");
 _Static_assert(sizeof(struct revnat) == 64, "revnat: one cache line");
 _Static_assert(VERDICT_COUNT <= 64, "verdicts fit their counter row");
 #endif

@@ -46,7 +46,7 @@ import { createGateway, GATEWAY_BRIDGE } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel, watchRules } from './monitor.js';
-import type { Closed } from './namespace-job.js';
+import type { Closed, Look } from './namespace-job.js';
 import { createVisitor, mergeAttached, type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
@@ -262,7 +262,19 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			icc: config.gatewayBridge.enableIcc,
 			masquerade: config.gatewayBridge.enableIpMasquerade,
 		});
-		const names = new NameService({ log });
+		// Whose sockets they were is gone.
+		d.store.nameServices.deleteMany([...d.store.nameServices.entries()].map(([cookie]) => cookie));
+		const names = new NameService({
+			log,
+			docker: {
+				set: (cookie, port) => d.store.nameServices.setMany([[cookie, { dialled: '::', port }]]),
+				delete: (cookie) => d.store.nameServices.deleteMany([cookie]),
+				dialled(cookie) {
+					const server = d.store.nameServices.get(cookie)?.dialled;
+					return server === '::' ? undefined : server;
+				},
+			},
+		});
 		/** Bridges that hold the gateway of tasks, backends here or not. */
 		const bridges = [
 			GATEWAY_BRIDGE,
@@ -1232,6 +1244,21 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					self: () => config.node.name,
 					place: source.place,
 					...(source.addresses === undefined ? {} : { addresses: source.addresses }),
+					names: {
+						prepare() {
+							networks.prepare();
+							// The visitor's thread as well.
+							visitor.call('/proc/self/ns/net', { look: true }).catch(() => undefined);
+						},
+						serve: networks.serve,
+						forget: networks.forget,
+					},
+					cookieOf: async (netns) => ((await visitor.call(netns, { look: true })) as Look).cookie.toString(),
+					entered(cookie) {
+						// Before its first dial, which waits for no loop.
+						vips.attach(cookie, attachedNamespaces()?.get(cookie) ?? []);
+					},
+					named: () => mark('the name of a container', false),
 					underlayMtu,
 					whyNoEncryption: () => encryption.whyNot(),
 					applied: (cause) => applied(cause, true),

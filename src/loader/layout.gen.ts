@@ -263,7 +263,7 @@ export const transitionCodec: Codec<Transition> = {
 	}),
 };
 
-/** struct settings, 216 bytes */
+/** struct settings, 224 bytes */
 export interface Settings {
 	readonly heartbeat_ns: bigint;
 	readonly stale_after_ns: bigint;
@@ -1082,6 +1082,31 @@ export const netnsNetworksCodec: Codec<NetnsNetworks> = {
 	},
 	decode: (v, at) => ({
 		networks: [v.getUint32(at + 0, true), v.getUint32(at + 4, true), v.getUint32(at + 8, true), v.getUint32(at + 12, true), v.getUint32(at + 16, true), v.getUint32(at + 20, true), v.getUint32(at + 24, true), v.getUint32(at + 28, true), v.getUint32(at + 32, true), v.getUint32(at + 36, true), v.getUint32(at + 40, true), v.getUint32(at + 44, true), v.getUint32(at + 48, true), v.getUint32(at + 52, true), v.getUint32(at + 56, true), v.getUint32(at + 60, true)],
+	}),
+};
+
+/** struct name_service, 24 bytes */
+export interface NameService {
+	readonly dialled: string;
+	readonly port: number;
+}
+
+export const nameServiceCodec: Codec<NameService> = {
+	size: 24,
+	offsets: { dialled: 0, port: 16, pad: 18 },
+	encode(row, v, at) {
+		putIp(row.dialled, v, at);
+		v.setUint16(at + 16, row.port);
+		v.setUint8(at + 18, 0);
+		v.setUint8(at + 19, 0);
+		v.setUint8(at + 20, 0);
+		v.setUint8(at + 21, 0);
+		v.setUint8(at + 22, 0);
+		v.setUint8(at + 23, 0);
+	},
+	decode: (v, at) => ({
+		dialled: getIp(v, at),
+		port: v.getUint16(at + 16),
 	}),
 };
 
