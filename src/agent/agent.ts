@@ -448,7 +448,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** Resolves when a run that begins after now has ended; rejects with what it could not do. */
 		function applied(cause: string, kernel: boolean): Promise<void> {
 			const p = new Promise<void>((resolve, reject) => {
-				waiters.push({ resolve, reject, run: runNumber + (running === undefined ? 1 : 2) });
+				// The one that runs has taken its number.
+				waiters.push({ resolve, reject, run: runNumber + 1 });
 			});
 			mark(cause, kernel);
 			return p;
