@@ -1133,8 +1133,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		let closing: Promise<void> | undefined;
+		/** An engine that starts drops what beeline_gw forwards. */
+		const admitLegs = () => {
+			if (state.overlay.legs.length > 0) void gatewayBridge.admit();
+		};
 		const rules = watchRules(() => {
 			locals.rereadFirewall();
+			admitLegs();
 			mark('the firewall', true);
 		});
 		// What listens on a published port by now, and rules that no monitor hears of: told within seconds.
@@ -1154,6 +1159,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const legacy = setInterval(() => {
 			if (!rules.running || usesLegacyIptables()) {
 				locals.rereadFirewall();
+				admitLegs();
 				mark('the firewall', true);
 			}
 		}, FULL_MS);
