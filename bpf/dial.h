@@ -167,8 +167,8 @@ INLINE int dial_away(struct __sk_buff *skb, struct packet *p, const struct setti
 	copy_mac(to.mac, b->mac);
 	if (!n || !lb || !(n->flags & NODE_RESOLVED))
 		return DROP_NO_NEXT_HOP;
-	if (unlikely(wire_len(skb, p) > n->mtu - INNER_OVERHEAD)) {
-		if (p->fragment == LATER_FRAGMENT || turn_into_too_big(skb, p, n->mtu - INNER_OVERHEAD))
+	if (unlikely(wire_len(skb, p) > mesh_mtu(s, n) - INNER_OVERHEAD)) {
+		if (p->fragment == LATER_FRAGMENT || turn_into_too_big(skb, p, mesh_mtu(s, n) - INNER_OVERHEAD))
 			return DROP_TOO_BIG;
 		p->action = bpf_redirect(skb->ifindex, 0);
 		return RETURN_TOO_BIG;
@@ -195,7 +195,7 @@ INLINE int dial_away(struct __sk_buff *skb, struct packet *p, const struct setti
 	p->dst = *at;
 	p->sport = port;
 	if (unlikely(is_syn(p)))
-		clamp_mss_skb(skb, p, tunnel_mss(n->mtu, p->family));
+		clamp_mss_skb(skb, p, tunnel_mss(mesh_mtu(s, n), p->family));
 	if (encap_skb(skb, n, &to))
 		return DROP_HELPER;
 	p->action = bpf_redirect(n->ifindex, 0);

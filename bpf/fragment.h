@@ -181,11 +181,12 @@ GLOBAL int make_second(struct __sk_buff *skb, const struct packet *p, const stru
 GLOBAL int fragment_skb(struct __sk_buff *skb, const struct packet *p, const struct node *n, const struct mac_key *to,
 			__u32 second)
 {
+	struct settings *s = settings_row();
 	struct cut c = {};
 
-	if (!p || !n || !to)
+	if (!p || !n || !to || !s)
 		return -1;
-	c.limit = n->mtu - INNER_OVERHEAD;
+	c.limit = mesh_mtu(s, n) - INNER_OVERHEAD;
 	if (plan_cut(skb, p, &c))
 		return -1;
 	if (second)

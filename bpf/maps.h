@@ -320,6 +320,15 @@ struct {
 	__type(value, struct netns_networks);
 } netns_networks SEC(".maps");
 
+/* Of those, the ones with a resolver of Docker's, by the same cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_NETNS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct name_service);
+} name_services SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_VIPS);

@@ -81,8 +81,11 @@ struct settings {
 	__u32 self;		/* this node's index in `nodes` */
 	__u32 hash_seed;	/* the same on every node */
 	__u32 mark;		/* skb mark of packets that our own programs made, random per boot */
+	__u16 mesh_mtu;		/* of the ingress network, outer headers included; 0: what each way holds */
+	__u16 pad;
 	__be32 own4[MAX_OWN_ADDRESSES];			/* unused: 0 */
 	struct in6_addr own6[MAX_OWN_ADDRESSES];	/* unused: :: */
+	__u32 pad2;
 };
 
 /* `uplinks`: index is ifindex & (MAX_UPLINKS - 1). */
@@ -402,6 +405,13 @@ struct netns_networks {
 	__u32 networks[MAX_NETNS_NETWORKS];	/* 0 ends the list */
 };
 
+/* The agent's name service in a container's namespace, beside Docker's resolver: what that forwards comes here. */
+struct name_service {
+	struct in6_addr dialled;	/* written by `socket`: the server that Docker's resolver asked last */
+	__be16 port;			/* UDP and TCP, on 127.0.0.11 */
+	__u16 pad[3];
+};
+
 struct vip_key {
 	__u32 network;
 	struct in6_addr addr;
@@ -519,6 +529,8 @@ _Static_assert(sizeof(struct revnat_key) == 40, "revnat_key has padding");
 _Static_assert(sizeof(struct datagram_key) == 32, "datagram_key has padding");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key has padding");
 _Static_assert(sizeof(struct frontend) == 48, "frontend");
+_Static_assert(__builtin_offsetof(struct settings, own4) <= 64, "settings: what packets need is in one cache line");
+_Static_assert(sizeof(struct settings) == 224, "settings has padding");
 _Static_assert(sizeof(struct backend) == 16, "backend: four to a cache line");
 _Static_assert(sizeof(struct node) == 24, "node");
 _Static_assert(sizeof(struct uplink) == 16, "uplink");
@@ -531,6 +543,7 @@ _Static_assert(sizeof(struct overlay_port) == 44, "overlay_port");
 _Static_assert(sizeof(struct vip_key) == 20, "vip_key has padding");
 _Static_assert(sizeof(struct vip_backend) == 24, "vip_backend");
 _Static_assert(sizeof(struct on_link) == 24, "on_link");
+_Static_assert(sizeof(struct name_service) == 24, "name_service");
 _Static_assert(sizeof(struct revnat) == 64, "revnat: one cache line");
 _Static_assert(VERDICT_COUNT <= 64, "verdicts fit their counter row");
 #endif

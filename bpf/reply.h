@@ -204,10 +204,10 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 
 	if (tunnel && !(n->flags & NODE_RESOLVED))
 		return DROP_NO_NEXT_HOP;
-	if (unlikely(tunnel && wire_len(skb, p) > n->mtu - INNER_OVERHEAD)) {
+	if (unlikely(tunnel && wire_len(skb, p) > mesh_mtu(s, n) - INNER_OVERHEAD)) {
 		cut = !p->df && p->proto == IPPROTO_UDP && !skb->gso_size;
 		if (!cut) {
-			if (error || p->fragment == LATER_FRAGMENT || turn_into_too_big(skb, p, n->mtu - INNER_OVERHEAD))
+			if (error || p->fragment == LATER_FRAGMENT || turn_into_too_big(skb, p, mesh_mtu(s, n) - INNER_OVERHEAD))
 				return DROP_TOO_BIG;
 			p->action = bpf_redirect(skb->ifindex, own ? BPF_F_INGRESS : 0);
 			return RETURN_TOO_BIG;
@@ -225,8 +225,8 @@ INLINE int reply(struct __sk_buff *skb, struct packet *p, const struct settings 
 		return DROP_HELPER;
 	p->src = v->addr;
 	p->dst = v->client;
-	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) && !local)
-		clamp_mss_skb(skb, p, tunnel_mss(n->mtu, p->family));
+	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) && (!local || s->mesh_mtu))
+		clamp_mss_skb(skb, p, tunnel_mss(local ? s->mesh_mtu : mesh_mtu(s, n), p->family));
 	if (!tunnel) {
 		p->action = own ? TC_CONTINUE : to_client(skb, p, v->inside);
 		if (p->action == TC_ACT_SHOT)

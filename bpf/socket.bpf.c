@@ -6,12 +6,14 @@
  *	127.0.0.1:8080, 10.0.0.1:8080 a backend on this node: its address and target port
  *	                              else the chosen backend's node, same port: that node balances as for any client
  *
- * Tasks that dial a service's VIP of a network that they are attached to get one of its tasks (vip.h).
+ * Tasks that dial a service's VIP of a network that they are attached to get one of its tasks (vip.h). What Docker's resolver
+ * asks of the world from inside a container on a network of ours is asked of the agent first (names.h).
  *
  * Attached at the cgroup root, so first of all: in which network namespace is the caller?
  */
 #include "frontend.h"
 #include "count.h"
+#include "names.h"
 #include "vip.h"
 
 #define PROCEED 1
@@ -201,8 +203,21 @@ INLINE int dial(struct bpf_sock_addr *ctx, bool v6, bool datagram)
 		return PROCEED;
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return PROCEED;
-	if (caller == CALLER_TASK)
+	if (caller == CALLER_TASK) {
+		if (!datagram && ctx->user_port == bpf_htons(DNS_PORT)) {
+			describe(ctx, &p, v6);
+			__be16 port = forwarded_query(ctx, netns, &p.dst);
+
+			if (port) {
+				struct in6_addr to;
+
+				map_ipv4(&to, bpf_htonl(RESOLVER));
+				redirect_to(ctx, &to, port, v6);
+				return PROCEED;
+			}
+		}
 		return attached ? dial_vip(ctx, attached, netns, v6, datagram) : PROCEED;
+	}
 	describe(ctx, &p, v6);
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 

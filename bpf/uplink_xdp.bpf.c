@@ -73,11 +73,18 @@ INLINE int deliver(struct xdp_md *ctx, struct packet *p, const struct settings *
 		if (shown < SHOW_GATEWAY)
 			return DROP_MALFORMED;
 	}
-	if (unlikely(is_syn(p)) && node != s->self && lb->return_path != RETURN_DSR) {
-		struct node *n = bpf_map_lookup_elem(&nodes, &node);
+	if (unlikely(is_syn(p))) {
+		__u16 mtu = s->mesh_mtu;
 
-		if (n)
-			clamp_mss(ctx, p, tunnel_mss(n->mtu, p->family));
+		if (node != s->self && lb->return_path != RETURN_DSR) {
+			struct node *n = bpf_map_lookup_elem(&nodes, &node);
+
+			if (n)
+				mtu = mesh_mtu(s, n);
+		}
+		/* The ingress network's MTU holds for every published connection, as with Docker's. */
+		if (mtu)
+			clamp_mss(ctx, p, tunnel_mss(mtu, p->family));
 	}
 	p->action = XDP_PASS;
 	if (mark_for(ctx, s, lb))
@@ -149,9 +156,9 @@ INLINE int encap(struct xdp_md *ctx, struct packet *p, const struct settings *s,
 	if (unlikely(!n || !(n->flags & NODE_RESOLVED)))
 		return DROP_NO_NEXT_HOP;
 
-	__u32 len = frame_len(ctx, frags);
+	__u32 len = frame_len(ctx, frags), mtu = mesh_mtu(s, n);
 
-	if (unlikely(len + OUTER_IP_LEN > n->mtu)) {
+	if (unlikely(len + OUTER_IP_LEN > mtu)) {
 		if (is_icmp(p))
 			return DROP_TOO_BIG;
 		if (!p->df) {
@@ -159,7 +166,7 @@ INLINE int encap(struct xdp_md *ctx, struct packet *p, const struct settings *s,
 			return put_mark(ctx, s->mark, MARK_ENCAP, to->ref) ? DROP_HELPER : ENCAP_FRAGMENTS;
 		}
 		p->action = XDP_TX;
-		return answer_too_big(ctx, p, n->mtu - INNER_OVERHEAD) ? DROP_TOO_BIG : RETURN_TOO_BIG;
+		return answer_too_big(ctx, p, mtu - INNER_OVERHEAD) ? DROP_TOO_BIG : RETURN_TOO_BIG;
 	}
 	if (bpf_xdp_adjust_head(ctx, -ENCAP_LEN))
 		return DROP_HELPER;

@@ -26,6 +26,12 @@
 #define OUTER_IP_LEN 36		/* IP, UDP and VXLAN headers */
 #define INNER_OVERHEAD 50	/* between the inner and the outer IP packet's length */
 
+/* Bytes of the longest outer IP packet that carries the mesh's packets to a node. */
+INLINE __u16 mesh_mtu(const struct settings *s, const struct node *n)
+{
+	return s->mesh_mtu && s->mesh_mtu < n->mtu ? s->mesh_mtu : n->mtu;
+}
+
 /* Largest segment that fits behind a way of `mtu` once encapsulated. */
 INLINE __u16 tunnel_mss(__u16 mtu, __u8 family)
 {

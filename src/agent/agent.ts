@@ -42,11 +42,11 @@ import { type Asked, asked, holds, NOTHING_HELD, newIn } from './asked.js';
 import { Encryption, readSecret, removeEncryption } from './encryption.js';
 import { json, type Run, run as runCommand } from './exec.js';
 import { FactReader, knownPart } from './facts.js';
-import { createGateway } from './gateway.js';
+import { createGateway, GATEWAY_BRIDGE } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
 import { createLocal, type Local, portName } from './local.js';
 import { watchKernel, watchRules } from './monitor.js';
-import type { Closed } from './namespace-job.js';
+import type { Closed, Look } from './namespace-job.js';
 import { createVisitor, mergeAttached, type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
@@ -267,7 +267,24 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			icc: config.gatewayBridge.enableIcc,
 			masquerade: config.gatewayBridge.enableIpMasquerade,
 		});
-		const names = new NameService({ log });
+		// Whose sockets they were is gone.
+		d.store.nameServices.deleteMany([...d.store.nameServices.entries()].map(([cookie]) => cookie));
+		const names = new NameService({
+			log,
+			docker: {
+				set: (cookie, port) => d.store.nameServices.setMany([[cookie, { dialled: '::', port }]]),
+				delete: (cookie) => d.store.nameServices.deleteMany([cookie]),
+				dialled(cookie) {
+					const server = d.store.nameServices.get(cookie)?.dialled;
+					return server === '::' ? undefined : server;
+				},
+			},
+		});
+		/** Bridges that hold the gateway of tasks, backends here or not. */
+		const bridges = [
+			GATEWAY_BRIDGE,
+			...(config.membership.source === 'docker' || config.dockerPlugin !== undefined ? ['docker_gwbridge'] : []),
+		];
 		let plugin: Plugin | undefined;
 		const overlay = new Overlay({
 			run,
@@ -438,7 +455,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** Resolves when a run that begins after now has ended; rejects with what it could not do. */
 		function applied(cause: string, kernel: boolean): Promise<void> {
 			const p = new Promise<void>((resolve, reject) => {
-				waiters.push({ resolve, reject, run: runNumber + (running === undefined ? 1 : 2), kernel });
+				// The one that runs has taken its number.
+				waiters.push({ resolve, reject, run: runNumber + 1, kernel });
 			});
 			mark(cause, kernel);
 			return p;
@@ -670,9 +688,11 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			return [...waiting.keys()];
 		}
 
-		/** VNIs of networks that Docker names by their ids. */
+		/** VNIs of networks that Docker names by their ids; nobody dials a VIP of the ingress network. */
 		function vnisOf(networkIds: readonly string[]): number[] {
-			return membership.networks.flatMap((n) => (n.id !== undefined && networkIds.includes(n.id) ? [n.vni] : []));
+			return membership.networks.flatMap((n) =>
+				n.id !== undefined && !n.ingress && networkIds.includes(n.id) ? [n.vni] : [],
+			);
 		}
 		function attachedNamespaces(): ReadonlyMap<bigint, readonly number[]> | undefined {
 			const own = networks.namespaces();
@@ -746,7 +766,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					httpPorts: ownPorts(config),
 					...(config.datapath.secretFile === undefined ? {} : { keyPort: config.datapath.keyPort }),
 					acceptFirewallBypass: config.datapath.acceptFirewallBypass,
-					gateways: config.membership.source === 'docker' ? ['docker_gwbridge'] : [],
+					gateways: bridges,
 				}),
 			(again) => mark('facts of this node', again),
 		);
@@ -1208,8 +1228,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		let closing: Promise<void> | undefined;
+		/** An engine that starts drops what beeline_gw forwards. */
+		const admitLegs = () => {
+			if (state.overlay.legs.length > 0) void gatewayBridge.admit();
+		};
 		const rules = watchRules(() => {
 			locals.rereadFirewall();
+			admitLegs();
 			mark('the firewall', true);
 		});
 		// What listens on a published port by now, and rules that no monitor hears of: told within seconds.
@@ -1229,6 +1254,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const legacy = setInterval(() => {
 			if (!rules.running || usesLegacyIptables()) {
 				locals.rereadFirewall();
+				admitLegs();
 				mark('the firewall', true);
 			}
 		}, FULL_MS);
@@ -1325,6 +1351,21 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					self: () => config.node.name,
 					place: source.place,
 					...(source.addresses === undefined ? {} : { addresses: source.addresses }),
+					names: {
+						prepare() {
+							networks.prepare();
+							// The visitor's thread as well.
+							visitor.call('/proc/self/ns/net', { look: true }).catch(() => undefined);
+						},
+						serve: networks.serve,
+						forget: networks.forget,
+					},
+					cookieOf: async (netns) => ((await visitor.call(netns, { look: true })) as Look).cookie.toString(),
+					entered(cookie) {
+						// Before its first dial, which waits for no loop.
+						vips.attach(cookie, attachedNamespaces()?.get(cookie) ?? []);
+					},
+					named: () => mark('the name of a container', false),
 					underlayMtu,
 					whyNoEncryption: () => encryption.whyNot(),
 					applied: (cause) => applied(cause, true),

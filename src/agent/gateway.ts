@@ -38,7 +38,19 @@ export interface Gateway {
 	/** Makes the bridge where it is missing, and a leg with the default route. @throws BeelineError */
 	addLeg(netns: string, namespace: string, legs: readonly GatewayLeg[]): Promise<GatewayLeg>;
 	removeLeg(leg: GatewayLeg): Promise<void>;
+	/** Where Docker drops what is forwarded, legs are excepted. To be repeated, for an engine may start later. Never throws. */
+	admit(): Promise<void>;
 }
+
+/**
+ * With Docker the node forwards nothing that no rule of Docker's lets pass (`-P FORWARD DROP`), and only a rule of the same table can
+ * say otherwise. DOCKER-USER is the chain that Docker leaves to others, and never empties.
+ */
+const DOCKER_USER = 'DOCKER-USER';
+const ADMITTED: readonly (readonly string[])[] = [
+	['-i', GATEWAY_BRIDGE, '!', '-o', GATEWAY_BRIDGE, '-j', 'ACCEPT'],
+	['-o', GATEWAY_BRIDGE, '-m', 'conntrack', '--ctstate', 'RELATED,ESTABLISHED', '-j', 'ACCEPT'],
+];
 
 const parse = (cidr: string): [ipaddr.IPv4, number] => ipaddr.IPv4.parseCIDR(cidr);
 
@@ -110,9 +122,19 @@ export function createGateway(run: Run, config: GatewayConfig): Gateway {
 		);
 	}
 
+	async function admit(): Promise<void> {
+		for (const rule of ADMITTED) {
+			const command = (verb: string) => run('iptables', ['-w', verb, DOCKER_USER, ...rule]);
+			// Without Docker there is no such chain, and perhaps no such command.
+			await command('-C').catch(() => command('-I').catch(() => ''));
+		}
+	}
+
 	return {
+		admit,
 		async addLeg(netns, namespace, legs) {
 			const s = await bridge();
+			await admit();
 			const [, bits] = parse(s);
 			const taken = new Set(legs.map((l) => l.address));
 			let address: string | undefined;
@@ -150,5 +172,6 @@ export async function removeGateway(run: Run): Promise<void> {
 	);
 	for (const l of legs) if (l.ifname.startsWith('blg-')) await run('ip', ['link', 'del', l.ifname]).catch(() => '');
 	await run('ip', ['link', 'del', GATEWAY_BRIDGE]).catch(() => '');
+	for (const rule of ADMITTED) await run('iptables', ['-w', '-D', DOCKER_USER, ...rule]).catch(() => '');
 	await run('nft', ['delete', 'table', 'ip', TABLE]).catch(() => '');
 }

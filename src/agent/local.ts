@@ -41,7 +41,7 @@ export interface LocalInput {
 	/** UDP; undefined: this node encrypts nothing. */
 	readonly keyPort?: number;
 	readonly acceptFirewallBypass: boolean;
-	/** Devices that hold the gateway of tasks, backends or not: docker_gwbridge. */
+	/** Devices that hold the gateway of tasks, backends or not: beeline_gw, docker_gwbridge. */
 	readonly gateways: readonly string[];
 }
 

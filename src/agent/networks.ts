@@ -17,7 +17,7 @@ import type { OverlayEndpointFact } from '../mesh/overlay.js';
 import { freeSubnet, gatewayOf, localSubnet6 } from '../mesh/subnets.js';
 import type { Membership, NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import { AgentError } from './api.js';
-import { type AttachedEndpoint, type Overlay, type OverlayState, UNSEEN } from './overlay.js';
+import { type AttachedEndpoint, netnsOfPid, type Overlay, type OverlayState, UNSEEN } from './overlay.js';
 import { removeResolvConf, writeResolvConf } from './resolv.js';
 import { namespaceOf } from './veth.js';
 
@@ -41,7 +41,7 @@ export interface NetworksDeps {
 	readonly place: string;
 	/** Destinations of the node's routes. */
 	readonly routes: () => Promise<readonly string[]>;
-	readonly names: Pick<NameService, 'update' | 'serve' | 'forget'>;
+	readonly names: Pick<NameService, 'update' | 'serve' | 'forget' | 'prepare'>;
 	readonly log: Pick<Logger, 'info' | 'warn'>;
 }
 
@@ -75,6 +75,12 @@ export interface Networks {
 	releaserOf(service: string): () => Promise<void>;
 	/** Cookies of endpoints' namespaces → VNIs. */
 	namespaces(): ReadonlyMap<bigint, readonly number[]>;
+	/** A container's namespace is about to be made. */
+	prepare(): void;
+	/** Names in the namespace of an endpoint, which may be Docker's. Never throws. */
+	serve(e: AttachedEndpoint): Promise<void>;
+	/** No more names for an endpoint of Docker's. */
+	forget(e: AttachedEndpoint): void;
 	/** Names follow the membership and what is attached. Cheap where neither changed. */
 	updateNames(): void;
 	/** What an earlier boot left in the source is given back; names are served. Once, at the start. */
@@ -151,9 +157,11 @@ export function createNetworks(deps: NetworksDeps): Networks {
 		});
 	};
 	const serve = async (namespace: string): Promise<void> => {
-		for (const e of overlay.endpoints.filter((x) => x.namespace === namespace && x.docker === undefined)) {
+		// Docker's alone to see where this process cannot.
+		for (const e of overlay.endpoints.filter((x) => x.namespace === namespace && x.cookie !== UNSEEN)) {
 			try {
-				const state = await deps.names.serve({ id: e.id, netns: e.netns, networks: [e.network] });
+				const docker = e.docker !== undefined;
+				const state = await deps.names.serve({ id: e.id, netns: e.netns, networks: [e.network], docker });
 				if (state === 'serving') writeResolvConf(e.netns);
 			} catch (x) {
 				deps.log.warn(`names are not served in ${e.netns}: ${sentence(x)}`);
@@ -266,6 +274,9 @@ export function createNetworks(deps: NetworksDeps): Networks {
 			}
 			return out;
 		},
+		prepare: () => deps.names.prepare(),
+		serve: (e) => serve(e.namespace),
+		forget: (e) => deps.names.forget(e.id),
 		updateNames() {
 			const next = named(deps.membership(), deps.state());
 			if (next === told) return;
@@ -392,7 +403,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 			const netns =
 				request.netns ??
 				(request.pid !== undefined
-					? `/proc/${request.pid}/ns/net`
+					? netnsOfPid(request.pid)
 					: await deps.netnsOfContainer(request.container as string));
 			const underlayMtu = deps.underlayMtu();
 			if (underlayMtu === undefined) throw new AgentError(503, 'NOT_READY', 'the agent has not found its uplinks yet');

@@ -8,15 +8,16 @@
  *	node:       bl-3f9a1c…                                  blg-77aa… ── beeline_gw 172.30.0.1
  */
 import { createHash, randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { BeelineError } from '../errors.js';
 import type { OverlayEndpointFact } from '../mesh/overlay.js';
-import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
+import { createEngine, EngineError, parseDockerHost } from '../mesh/sources/engine.js';
 import { address6Of, contains, freeAddress, gatewayOf, innerMtu, macOfAddress } from '../mesh/subnets.js';
 import type { NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
 import type { Run } from './exec.js';
 import { type Gateway, type GatewayLeg, removeGateway } from './gateway.js';
 import { removeResolvConf } from './resolv.js';
-import { cookieOf, freeName, ipIn, makeVeth, namespaceOf, segmentInside } from './veth.js';
+import { cookieOf, freeName, ipIn, isNamespace, makeVeth, namespaceOf, segmentInside } from './veth.js';
 
 /** An endpoint of this node, as it is kept. */
 export interface AttachedEndpoint {
@@ -52,7 +53,7 @@ export interface OverlayState {
 	readonly legs: readonly GatewayLeg[];
 }
 
-/** Cookie of a namespace that this process cannot see. */
+/** Cookie of a namespace that is not there yet, or that this process cannot see. */
 export const UNSEEN = '0';
 
 export const NO_OVERLAY_STATE: OverlayState = { endpoints: [], legs: [] };
@@ -205,10 +206,10 @@ export class Overlay {
 		return next;
 	}
 
-	/** What Docker says of an endpoint once its container runs. */
+	/** What is known of an endpoint of Docker's once its container has a namespace, or runs. */
 	describe(
 		dockerEndpoint: string,
-		what: { readonly name?: string; readonly aliases: readonly string[]; readonly interface?: string },
+		what: Partial<Pick<AttachedEndpoint, 'name' | 'aliases' | 'interface' | 'namespace' | 'cookie'>>,
 	): void {
 		const state = this.deps.state();
 		this.deps.save({
@@ -334,13 +335,6 @@ export class Overlay {
 			await segmentInside(run, OWN_NETNS, inside);
 			await run('ip', ['link', 'set', host, 'addrgenmode', 'none']);
 			await run('ip', ['link', 'set', host, 'up']);
-			let [namespace, cookie] = [`docker:${r.docker.endpoint}`, UNSEEN];
-			try {
-				namespace = namespaceOf(r.sandbox);
-				cookie = await cookieOf(r.sandbox);
-			} catch {
-				// Docker's alone to see.
-			}
 			const endpoint: AttachedEndpoint = {
 				id,
 				network: n.name,
@@ -351,8 +345,9 @@ export class Overlay {
 				mtu,
 				aliases: [],
 				netns: r.sandbox,
-				namespace,
-				cookie,
+				// Docker makes it later.
+				namespace: `docker:${r.docker.endpoint}`,
+				cookie: UNSEEN,
 				interface: 'eth',
 				host,
 				ifindex,
@@ -452,16 +447,55 @@ export async function removeOverlay(run: Run, state: OverlayState): Promise<void
 	if (state.legs.length > 0) await removeGateway(run);
 }
 
+/** Path of a process's network namespace. @throws BeelineError NO_NETNS */
+export function netnsOfPid(pid: number): string {
+	if (!existsSync(`/proc/${pid}`))
+		throw new BeelineError(
+			'NO_NETNS',
+			`there is no process ${pid} where the agent runs; one in a container sees only its own: give --netns or --container`,
+			{ field: 'pid' },
+		);
+	return `/proc/${pid}/ns/net`;
+}
+
+interface RawContainer {
+	readonly State?: { readonly Pid?: number };
+	readonly HostConfig?: { readonly NetworkMode?: string };
+	readonly NetworkSettings?: { readonly SandboxKey?: string };
+}
+
 /** Path of a running container's network namespace, by the engine of this node. @throws BeelineError NO_CONTAINER */
 export async function netnsOfContainer(id: string): Promise<string> {
 	const refuse = (why: string): never => {
 		throw new BeelineError('NO_CONTAINER', `container ${id}: ${why}`, { field: 'container' });
 	};
 	const engine = createEngine(parseDockerHost(process.env));
-	const found = (await engine
-		.get(`/containers/${encodeURIComponent(id)}/json`)
-		.catch((e: Error) => refuse(e.message))
-		.finally(() => engine.close())) as { State?: { Pid?: number } };
-	const pid = found.State?.Pid ?? 0;
-	return pid > 0 ? `/proc/${pid}/ns/net` : refuse('it is not running');
+	const inspect = async (which: string): Promise<RawContainer> =>
+		(await engine
+			.get(`/containers/${encodeURIComponent(which)}/json`)
+			.catch((e: Error) =>
+				refuse(
+					e instanceof EngineError && e.status === 404 ? 'this node has no such container (docker ps)' : e.message,
+				),
+			)) as RawContainer;
+	try {
+		let found = await inspect(id);
+		const pid = found.State?.Pid ?? 0;
+		if (pid === 0) refuse('it is not running: docker start it first');
+		// In another's namespace (--network container:…), which may be in a third's.
+		for (let left = 8; left > 0; left--) {
+			const other = /^container:(.+)$/.exec(found.HostConfig?.NetworkMode ?? '')?.[1];
+			if (other === undefined) break;
+			found = await inspect(other);
+		}
+		if (found.HostConfig?.NetworkMode === 'host')
+			refuse(
+				"it is in the node's own network namespace (--network host): start it with --network none, or on a network",
+			);
+		const sandbox = found.NetworkSettings?.SandboxKey;
+		// An agent in a container sees the namespaces that Docker mounts, and not the node's processes.
+		return sandbox !== undefined && isNamespace(sandbox) ? sandbox : `/proc/${pid}/ns/net`;
+	} finally {
+		engine.close();
+	}
 }

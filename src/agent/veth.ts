@@ -1,10 +1,21 @@
 /** Veth pairs between this node and the namespaces of endpoints. */
-import { statSync } from 'node:fs';
+import { statfsSync, statSync } from 'node:fs';
 import { isAbsolute } from 'node:path';
 import { inNetns } from 'libbpf-ts';
 import { BeelineError, codeOf, sentence } from '../errors.js';
 import { json, type Run } from './exec.js';
 import type { Look } from './namespace-job.js';
+
+const NSFS_MAGIC = 0x6e736673;
+
+/** Whether a namespace is mounted on a file: Docker makes the file first. */
+export function isNamespace(path: string): boolean {
+	try {
+		return statfsSync(path).type === NSFS_MAGIC;
+	} catch {
+		return false;
+	}
+}
 
 /** Device and inode of a network namespace. @throws BeelineError NO_NETNS */
 export function namespaceOf(path: string): string {

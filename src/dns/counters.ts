@@ -16,8 +16,11 @@ export type Result = (typeof RESULTS)[number];
 /** Why a server of the node gave no answer; `busy`: it was not asked. */
 export type Failure = 'timeout' | 'unreachable' | 'failure' | 'no_server' | 'busy';
 
-/** `held`: somebody else answers on 127.0.0.11 there, and is left alone. */
-export type ServeState = 'serving' | 'held';
+/**
+ * `beside`: Docker's resolver answers on 127.0.0.11 there, and asks us what it does not know; `held`: somebody else answers, and is
+ * left alone.
+ */
+export type ServeState = 'serving' | 'beside' | 'held';
 
 export interface DnsCounters {
 	readonly queries: Readonly<Record<Result, number>>;

@@ -1,8 +1,8 @@
 /** Queries that are not ours, asked of the node's own name servers, from the node's own namespace. */
 import { randomInt } from 'node:crypto';
 import { createSocket } from 'node:dgram';
-import { readFileSync, statSync } from 'node:fs';
-import { connect, isIP } from 'node:net';
+import { closeSync, readFileSync, statSync } from 'node:fs';
+import { connect, isIP, Socket } from 'node:net';
 import { sentence } from '../errors.js';
 import type { Failure } from './counters.js';
 import type { Query, Transport } from './resolver.js';
@@ -79,6 +79,13 @@ export class NodeServers {
 	}
 }
 
+/** Asks other servers than the node's, from another namespace. */
+export interface Way {
+	readonly servers: readonly Upstream[];
+	/** The fd of a UDP socket, or of a TCP socket that is being connected. @throws where there is no way there */
+	open(server: Upstream, via: Transport): Promise<number>;
+}
+
 export interface ForwardLimits {
 	/** Queries under way at once (libnetwork: 1024 a container), and as many again that wait for their turn. */
 	readonly concurrent: number;
@@ -150,8 +157,9 @@ export class Forwarder {
 	 *
 	 * @param source whose query it is: limits count by it
 	 * @param bytes the query as it came
+	 * @param way other servers than the node's
 	 */
-	async forward(source: string, bytes: Uint8Array, query: Query, via: Transport): Promise<Forwarded> {
+	async forward(source: string, bytes: Uint8Array, query: Query, via: Transport, way?: Way): Promise<Forwarded> {
 		const under = this.#under.get(source) ?? 0;
 		if (under >= this.#limits.perSource || this.#closed) return this.#busy();
 		this.#under.set(source, under + 1);
@@ -160,7 +168,7 @@ export class Forwarder {
 				if (this.#waiting.length >= this.#limits.concurrent || !(await this.#turn())) return this.#busy();
 			} else this.#active++;
 			try {
-				return await this.#ask(bytes, query, via);
+				return await this.#ask(bytes, query, via, way);
 			} finally {
 				// Whoever waits longest gets this one's place.
 				const next = this.#waiting.shift();
@@ -200,8 +208,8 @@ export class Forwarder {
 		});
 	}
 
-	async #ask(bytes: Uint8Array, query: Query, via: Transport): Promise<Forwarded> {
-		const servers = this.servers();
+	async #ask(bytes: Uint8Array, query: Query, via: Transport, way: Way | undefined): Promise<Forwarded> {
+		const servers = way?.servers ?? this.servers();
 		if (servers.length === 0) this.failures.no_server++;
 		for (const server of servers) {
 			if (this.#closed) break;
@@ -209,7 +217,11 @@ export class Forwarder {
 			const id = randomInt(0x10000);
 			const asked = Buffer.from(bytes);
 			asked.writeUInt16BE(id, 0);
-			const r = await (via === 'udp' ? this.#udp(server, asked, id, query) : this.#tcp(server, asked, id, query));
+			const fd = await way?.open(server, via).catch(() => -1);
+			let r: Exchange = { failure: 'unreachable' };
+			if (this.#closed && fd !== undefined && fd !== -1) closeSync(fd);
+			else if (fd !== -1)
+				r = await (via === 'udp' ? this.#udp(server, asked, id, query, fd) : this.#tcp(server, asked, id, query, fd));
 			if ('failure' in r) {
 				this.failures[r.failure]++;
 				continue;
@@ -227,7 +239,7 @@ export class Forwarder {
 	}
 
 	/** A socket of its own for each query: connected, so that the kernel drops what comes from elsewhere. */
-	#udp(server: Upstream, asked: Buffer, id: number, query: Query): Promise<Exchange> {
+	#udp(server: Upstream, asked: Buffer, id: number, query: Query, fd: number | undefined): Promise<Exchange> {
 		return new Promise((done) => {
 			const socket = createSocket({ type: server.family === 6 ? 'udp6' : 'udp4', lookup: noLookup });
 			let ended = false;
@@ -247,6 +259,7 @@ export class Forwarder {
 			socket.on('message', (m) => {
 				if (answers(m, id, query.question)) end({ answer: m });
 			});
+			if (fd !== undefined) socket.bind({ fd });
 			socket.connect(server.port, server.address, (e?: Error) => {
 				if (e) return end({ failure: 'unreachable' });
 				if (ended) return;
@@ -257,9 +270,12 @@ export class Forwarder {
 		});
 	}
 
-	#tcp(server: Upstream, asked: Buffer, id: number, query: Query): Promise<Exchange> {
+	#tcp(server: Upstream, asked: Buffer, id: number, query: Query, fd: number | undefined): Promise<Exchange> {
 		return new Promise((done) => {
-			const socket = connect({ host: server.address, port: server.port, lookup: noLookup as never });
+			const socket =
+				fd === undefined
+					? connect({ host: server.address, port: server.port, lookup: noLookup as never })
+					: new Socket({ fd });
 			let ended = false;
 			const end = (r: Exchange) => {
 				if (ended) return;
@@ -274,11 +290,12 @@ export class Forwarder {
 			this.#aborts.add(abort);
 			socket.on('error', () => end({ failure: 'unreachable' }));
 			socket.on('close', () => end({ failure: 'unreachable' }));
-			socket.on('connect', () => {
+			const say = () => {
 				const head = Buffer.alloc(2);
 				head.writeUInt16BE(asked.length);
 				socket.write(Buffer.concat([head, asked]));
-			});
+			};
+			if (fd === undefined) socket.on('connect', say);
 			let got = Buffer.alloc(0);
 			socket.on('data', (chunk: Buffer) => {
 				got = Buffer.concat([got, chunk]);
@@ -289,6 +306,8 @@ export class Forwarder {
 				const answer = got.subarray(2, 2 + length);
 				end(answers(answer, id, query.question) ? { answer } : { failure: 'failure' });
 			});
+			// The kernel keeps it until there is a connection.
+			if (fd !== undefined) say();
 		});
 	}
 

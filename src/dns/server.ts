@@ -6,11 +6,23 @@ import { dirname } from 'node:path';
 import { type Netns, openNetns, UsageError } from 'libbpf-ts';
 import type { Logger } from 'pino';
 import { BeelineError, sentence } from '../errors.js';
+import type { AskJob } from './ask-job.js';
 import { type DnsCounters, RESULTS, type ServeState } from './counters.js';
-import { Forwarder, type ForwardLimits, NodeServers } from './forward.js';
+import { Forwarder, type ForwardLimits, NodeServers, type Way } from './forward.js';
 import type { ListenJob, ListenResult } from './listen-job.js';
 import { type Outcome, plainAnswer, resolve, type Transport } from './resolver.js';
 import { type NamedNetwork, type NetworkNames, namesOf, type View, viewOf } from './zone.js';
+
+/**
+ * Namespaces where Docker's resolver has 127.0.0.11: what it asks of the world there, the kernel brings to a port of ours
+ * (bpf/names.h). By cookie of the namespace.
+ */
+export interface BesideDocker {
+	set(cookie: bigint, port: number): void;
+	delete(cookie: bigint): void;
+	/** The server that Docker's resolver asked last there. */
+	dialled(cookie: bigint): string | undefined;
+}
 
 export interface NameServiceDeps {
 	readonly log: Pick<Logger, 'info' | 'warn' | 'debug'>;
@@ -21,6 +33,8 @@ export interface NameServiceDeps {
 	/** ms, monotonic. */
 	readonly nowMs?: () => number;
 	readonly limits?: Partial<ForwardLimits>;
+	/** Without it Docker's resolvers are left alone. */
+	readonly docker?: BesideDocker;
 }
 
 export interface ServedEndpoint {
@@ -29,6 +43,8 @@ export interface ServedEndpoint {
 	readonly netns: string;
 	/** Names of the networks it is attached to. */
 	readonly networks: readonly string[];
+	/** A container's of Docker's: its resolver will be there, if it is not yet. */
+	readonly docker?: boolean;
 }
 
 const ADDRESS = 0x7f00000b; // forward.ts: OWN_ADDRESS
@@ -47,6 +63,8 @@ const HELD_RETRY_MS = 5000;
 const LOOK_MS = 1000;
 /** The Worker that enters namespaces ends after this; ms. */
 const WORKER_IDLE_MS = 2000;
+/** The same where a namespace is expected. */
+const WORKER_READY_MS = 15_000;
 /** libnetwork's: one line in 2 s about queries turned away. */
 const LOG_EVERY_MS = 2000;
 
@@ -65,6 +83,7 @@ interface Space {
 	/** Endpoints in it: one namespace may have one on each of several networks. */
 	readonly endpoints: Map<string, { readonly path: string; readonly networks: readonly string[] }>;
 	state: ServeState | undefined;
+	beside?: { readonly cookie: bigint; readonly port: number };
 	view?: View;
 	udp?: UdpSocket;
 	tcp?: Server;
@@ -84,13 +103,14 @@ const countsOf = <K extends string>(keys: readonly K[]): Record<K, number> =>
 	Object.fromEntries(keys.map((k) => [k, 0])) as Record<K, number>;
 
 /**
- * A resolver on 127.0.0.11:53 in each endpoint's namespace. Its sockets keep a namespace alive, so they are closed as soon
+ * A resolver on 127.0.0.11:53 in each endpoint's namespace, or behind the one that Docker has there. Its sockets keep a namespace alive, so they are closed as soon
  * as the path that led there does so no more.
  */
 export class NameService {
 	readonly #log: NameServiceDeps['log'];
 	readonly #random: () => number;
 	readonly #nowMs: () => number;
+	readonly #docker: BesideDocker | undefined;
 	readonly #forwarder: Forwarder;
 	readonly #spaces = new Map<string, Space>();
 	/** By identity of the namespace. */
@@ -112,6 +132,7 @@ export class NameService {
 		this.#log = deps.log;
 		this.#random = deps.random ?? Math.random;
 		this.#nowMs = deps.nowMs ?? (() => performance.now());
+		this.#docker = deps.docker;
 		const path = deps.resolvConf ?? '/etc/resolv.conf';
 		const servers = new NodeServers(path, this.#nowMs, (list, why) => {
 			if (why !== undefined)
@@ -175,9 +196,9 @@ export class NameService {
 		space.view = undefined;
 		this.#where.set(endpoint.id, identity);
 		this.#watch(path);
-		if (space.state === 'serving') return 'serving';
+		if (space.state === 'serving' || space.state === 'beside') return space.state;
 		if (space.state === 'held' && this.#nowMs() - space.triedMs < HELD_RETRY_MS) return 'held';
-		space.opening ??= this.#openInTurn(space, path);
+		space.opening ??= this.#openInTurn(space, path, endpoint.docker === true);
 		try {
 			return await space.opening;
 		} catch (e) {
@@ -185,6 +206,16 @@ export class NameService {
 			if (space.state === undefined && this.#spaces.get(identity) === space) this.forget(endpoint.id);
 			throw e;
 		}
+	}
+
+	/** A namespace will be served soon: its first query should not wait for a thread to start. */
+	prepare(): void {
+		if (this.#closed) return;
+		this.#worker ??= openNetns('/proc/self/ns/net');
+		this.#worker.catch(() => {
+			this.#worker = undefined;
+		});
+		if (this.#workerUsers === 0) this.#endWorkerIn(WORKER_READY_MS);
 	}
 
 	/** The endpoint is gone, or its namespace: with the last one of a namespace its sockets are closed. */
@@ -200,7 +231,7 @@ export class NameService {
 	}
 
 	counters(): DnsCounters {
-		const namespaces = { serving: 0, held: 0 };
+		const namespaces = { serving: 0, beside: 0, held: 0 };
 		for (const { state } of this.#spaces.values()) if (state !== undefined) namespaces[state]++;
 		return {
 			queries: { ...this.#queries },
@@ -224,6 +255,7 @@ export class NameService {
 
 	#shut(space: Space): void {
 		space.closed = true;
+		if (space.beside !== undefined) this.#docker?.delete(space.beside.cookie);
 		this.#spaces.delete(space.identity);
 		space.udp?.close();
 		space.tcp?.close();
@@ -268,12 +300,12 @@ export class NameService {
 	}
 
 	/** After whoever is still opening there for an endpoint that was forgotten meanwhile: its sockets would be in the way. */
-	#openInTurn(space: Space, path: string): Promise<ServeState> {
+	#openInTurn(space: Space, path: string, isDocker: boolean): Promise<ServeState> {
 		const { identity } = space;
 		const former = this.#opening.get(identity);
 		const opened = (async () => {
 			await former?.catch(() => undefined);
-			return await this.#open(space, path);
+			return await this.#open(space, path, isDocker);
 		})().finally(() => {
 			space.opening = undefined;
 			if (this.#opening.get(identity) === opened) this.#opening.delete(identity);
@@ -282,9 +314,15 @@ export class NameService {
 		return opened;
 	}
 
-	async #open(space: Space, path: string): Promise<ServeState> {
+	async #open(space: Space, path: string, isDocker: boolean): Promise<ServeState> {
 		space.triedMs = this.#nowMs();
-		const r = await this.#listen({ netns: path, address: ADDRESS, port: PORT });
+		const docker = this.#docker === undefined ? 'never' : isDocker ? 'soon' : 'maybe';
+		const r = await this.#run<ListenResult>('listen-job', {
+			netns: path,
+			address: ADDRESS,
+			port: PORT,
+			docker,
+		} satisfies ListenJob);
 		if ('held' in r) {
 			if (space.state !== 'held')
 				this.#log.warn(`names are not served in ${path}: ${r.held}; containers there keep the resolver they have`);
@@ -319,12 +357,34 @@ export class NameService {
 			space.tcp.close();
 			throw gone;
 		}
-		space.state = 'serving';
-		return 'serving';
+		if (r.beside === undefined) {
+			space.state = 'serving';
+			return 'serving';
+		}
+		// Only now is anything sent there.
+		this.#docker?.set(r.beside.cookie, r.beside.port);
+		space.beside = r.beside;
+		space.state = 'beside';
+		return 'beside';
 	}
 
-	/** One Worker for all: it enters a namespace, makes the sockets and comes home, and ends when it has been idle. */
-	async #listen(job: ListenJob): Promise<ListenResult> {
+	/** As Docker's resolver would have asked: the server that it dialled, from the container's namespace. */
+	#way(space: Space): Way | undefined {
+		if (space.beside === undefined) return undefined;
+		const dialled = this.#docker?.dialled(space.beside.cookie);
+		if (dialled === undefined) return undefined;
+		return {
+			servers: [{ address: dialled, family: dialled.includes(':') ? 6 : 4, port: PORT }],
+			open: async ({ address, port }, via) => {
+				const path = [...space.endpoints.values()][0]?.path;
+				if (path === undefined || identityOf(path) !== space.identity) throw new Error('the namespace is gone');
+				return await this.#run<number>('ask-job', { netns: path, via, address, port } satisfies AskJob);
+			},
+		};
+	}
+
+	/** One Worker for all: it enters a namespace, makes sockets and comes home, and ends when it has been idle. */
+	async #run<T>(job: 'listen-job' | 'ask-job', args: ListenJob | AskJob): Promise<T> {
 		clearTimeout(this.#workerTimer);
 		this.#workerUsers++;
 		this.#worker ??= openNetns('/proc/self/ns/net');
@@ -333,22 +393,25 @@ export class NameService {
 				this.#worker = undefined;
 				throw e;
 			});
-			return await worker.run<ListenResult>({ module: new URL('./listen-job.js', import.meta.url), args: job });
+			return await worker.run<T>({ module: new URL(`./${job}.js`, import.meta.url), args });
 		} catch (e) {
 			// It was the Worker that failed, not what it was asked for: the next one gets another.
 			if (e instanceof UsageError) this.#worker = undefined;
 			throw e;
 		} finally {
 			this.#workerUsers--;
-			if (this.#workerUsers === 0) {
-				this.#workerTimer = setTimeout(() => {
-					const idle = this.#worker;
-					this.#worker = undefined;
-					void idle?.then((w) => w.close()).catch(() => {});
-				}, WORKER_IDLE_MS);
-				this.#workerTimer.unref();
-			}
+			if (this.#workerUsers === 0) this.#endWorkerIn(WORKER_IDLE_MS);
 		}
+	}
+
+	#endWorkerIn(ms: number): void {
+		clearTimeout(this.#workerTimer);
+		this.#workerTimer = setTimeout(() => {
+			const idle = this.#worker;
+			this.#worker = undefined;
+			void idle?.then((w) => w.close()).catch(() => {});
+		}, ms);
+		this.#workerTimer.unref();
 	}
 
 	#view(space: Space): View {
@@ -361,7 +424,9 @@ export class NameService {
 				network.names ??= namesOf(network.source);
 				networks.push(network.names);
 			}
-			space.view = viewOf(networks);
+			const view = viewOf(networks);
+			// What Docker's resolver forwards goes where it was sent to: the container may be on networks of Docker's too.
+			space.view = space.beside === undefined ? view : { ...view, forward: true };
 		}
 		return space.view;
 	}
@@ -394,7 +459,7 @@ export class NameService {
 			say(outcome.bytes);
 		} else {
 			const { query } = outcome;
-			void this.#forwarder.forward(space.identity, bytes, query, via).then((r) => {
+			void this.#forwarder.forward(space.identity, bytes, query, via, this.#way(space)).then((r) => {
 				if (r === 'busy') {
 					this.#queries.refused++;
 					say(plainAnswer(query, 'REFUSED'));

@@ -278,7 +278,7 @@ export const transitionCodec: Codec<Transition> = {
 	}),
 };
 
-/** struct settings, 216 bytes */
+/** struct settings, 224 bytes */
 export interface Settings {
 	readonly heartbeat_ns: bigint;
 	readonly stale_after_ns: bigint;
@@ -291,13 +291,14 @@ export interface Settings {
 	readonly self: number;
 	readonly hash_seed: number;
 	readonly mark: number;
+	readonly mesh_mtu: number;
 	readonly own4: readonly string[];
 	readonly own6: readonly string[];
 }
 
 export const settingsCodec: Codec<Settings> = {
-	size: 216,
-	offsets: { heartbeat_ns: 0, stale_after_ns: 8, netns_cookie: 16, table_digest: 24, vtep: 32, vni: 36, vxlan_port: 40, flags: 42, self: 44, hash_seed: 48, mark: 52, own4: 56, own6: 88 },
+	size: 224,
+	offsets: { heartbeat_ns: 0, stale_after_ns: 8, netns_cookie: 16, table_digest: 24, vtep: 32, vni: 36, vxlan_port: 40, flags: 42, self: 44, hash_seed: 48, mark: 52, mesh_mtu: 56, pad: 58, own4: 60, own6: 92, pad2: 220 },
 	encode(row, v, at) {
 		v.setBigUint64(at, row.heartbeat_ns, true);
 		v.setBigUint64(at + 8, row.stale_after_ns, true);
@@ -310,8 +311,15 @@ export const settingsCodec: Codec<Settings> = {
 		v.setUint32(at + 44, row.self, true);
 		v.setUint32(at + 48, row.hash_seed, true);
 		v.setUint32(at + 52, row.mark, true);
-		putList(row.own4, v, at + 56, 8, 4, putIp4, 'settings.own4');
-		putList(row.own6, v, at + 88, 8, 16, putIp, 'settings.own6');
+		v.setUint16(at + 56, row.mesh_mtu, true);
+		putList(row.own4, v, at + 60, 8, 4, putIp4, 'settings.own4');
+		putList(row.own6, v, at + 92, 8, 16, putIp, 'settings.own6');
+		v.setUint8(at + 58, 0);
+		v.setUint8(at + 59, 0);
+		v.setUint8(at + 220, 0);
+		v.setUint8(at + 221, 0);
+		v.setUint8(at + 222, 0);
+		v.setUint8(at + 223, 0);
 	},
 	decode: (v, at) => ({
 		heartbeat_ns: v.getBigUint64(at, true),
@@ -325,8 +333,9 @@ export const settingsCodec: Codec<Settings> = {
 		self: v.getUint32(at + 44, true),
 		hash_seed: v.getUint32(at + 48, true),
 		mark: v.getUint32(at + 52, true),
-		own4: getList(v, at + 56, 8, 4, getIp4),
-		own6: getList(v, at + 88, 8, 16, getIp),
+		mesh_mtu: v.getUint16(at + 56, true),
+		own4: getList(v, at + 60, 8, 4, getIp4),
+		own6: getList(v, at + 92, 8, 16, getIp),
 	}),
 };
 
@@ -1090,6 +1099,31 @@ export const netnsNetworksCodec: Codec<NetnsNetworks> = {
 	},
 	decode: (v, at) => ({
 		networks: [v.getUint32(at + 0, true), v.getUint32(at + 4, true), v.getUint32(at + 8, true), v.getUint32(at + 12, true), v.getUint32(at + 16, true), v.getUint32(at + 20, true), v.getUint32(at + 24, true), v.getUint32(at + 28, true), v.getUint32(at + 32, true), v.getUint32(at + 36, true), v.getUint32(at + 40, true), v.getUint32(at + 44, true), v.getUint32(at + 48, true), v.getUint32(at + 52, true), v.getUint32(at + 56, true), v.getUint32(at + 60, true)],
+	}),
+};
+
+/** struct name_service, 24 bytes */
+export interface NameService {
+	readonly dialled: string;
+	readonly port: number;
+}
+
+export const nameServiceCodec: Codec<NameService> = {
+	size: 24,
+	offsets: { dialled: 0, port: 16, pad: 18 },
+	encode(row, v, at) {
+		putIp(row.dialled, v, at);
+		v.setUint16(at + 16, row.port);
+		v.setUint8(at + 18, 0);
+		v.setUint8(at + 19, 0);
+		v.setUint8(at + 20, 0);
+		v.setUint8(at + 21, 0);
+		v.setUint8(at + 22, 0);
+		v.setUint8(at + 23, 0);
+	},
+	decode: (v, at) => ({
+		dialled: getIp(v, at),
+		port: v.getUint16(at + 16),
 	}),
 };
 

@@ -40,7 +40,9 @@ import {
 	MAX_NETNS_NETWORKS,
 	MAX_UPLINKS,
 	macKeyCodec,
+	type NameService as NameServiceRow,
 	type Node,
+	nameServiceCodec,
 	networkCodec,
 	nodeCodec,
 	onLinkCodec,
@@ -904,6 +906,8 @@ export interface KernelStore extends MeshStore {
 	readonly tables: KernelTables;
 	/** The interface that encrypts. */
 	readonly encryption: { get(): Encryption; set(row: Encryption): void };
+	/** Cookie of a network namespace → the name service beside Docker's resolver there. */
+	readonly nameServices: RowStore<bigint, NameServiceRow>;
 	/** Gives up the store's own handles; the maps stay. */
 	close(): void;
 }
@@ -955,6 +959,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	});
 	owned.push(tables);
 	const netnsNetworks = typed('netns_networks', u64, networkList);
+	const nameServices = typed('name_services', u64, wire(nameServiceCodec));
 	const vips = typed('vips', wire(vipKeyCodec), wire(vipCodec));
 	const vipBackends = array<VipBackend>('vip_backends', wire(vipBackendCodec));
 	const vipSlots = tableOf('vip_tables', 4);
@@ -1025,6 +1030,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		overlaySlices: trieStore(overlaySlices),
 		overlayPorts: hashStore(overlayPorts),
 		encryption: { get: () => encryption.get(0)!, set: (row: Encryption) => encryption.set(0, row) },
+		nameServices: hashStore(nameServices),
 		vip,
 		onLink: trieStore(onLink),
 		counters(): Counters {
@@ -1099,6 +1105,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 					overlaySlices,
 					overlayPorts,
 					netnsNetworks,
+					nameServices,
 					vips,
 				].map((m) => of(m, count(m as TypedMap<unknown, unknown>, 1000))),
 				...[revnatNew, revnat, ...lrus].map((m) => of(m, count(m as TypedMap<unknown, unknown>, COUNT_AGE_MS))),

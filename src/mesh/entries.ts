@@ -648,6 +648,8 @@ export function entries(
 		self,
 		hash_seed: HASH_SEED,
 		mark: facts.mark,
+		// As Docker has it: of all that comes in by a published port.
+		mesh_mtu: mesh.networks.find((n) => n.ingress)?.options.mtu ?? 0,
 		own4,
 		own6,
 	};

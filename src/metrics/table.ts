@@ -175,7 +175,7 @@ export const METRICS = {
 	dnsNamespaces: {
 		name: 'beeline_dns_namespaces',
 		type: 'gauge',
-		help: 'Namespaces of endpoints by state: serving, or held by another resolver or server on port 53',
+		help: "Namespaces of endpoints by state: serving, beside Docker's resolver, or held by another server on port 53",
 		unit: 'entries',
 		labels: ['state'],
 	},

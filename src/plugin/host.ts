@@ -2,7 +2,8 @@
 import { randomBytes } from 'node:crypto';
 import type { Logger } from 'pino';
 import { json, type Run } from '../agent/exec.js';
-import { innerEnd, type Overlay } from '../agent/overlay.js';
+import { type AttachedEndpoint, innerEnd, type Overlay, UNSEEN } from '../agent/overlay.js';
+import { isNamespace, namespaceOf } from '../agent/veth.js';
 import { BeelineError, sentence } from '../errors.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
 import type { Addresses } from '../mesh/sources/etcd-store.js';
@@ -19,7 +20,15 @@ export interface HostDeps {
 	/** Where an operator changes the membership. */
 	readonly place: string;
 	/** Where the source gives out addresses; undefined: each node has its slices. */
-	readonly addresses?: Pick<Addresses, 'allocate' | 'release'>;
+	readonly addresses?: Pick<Addresses, 'allocate' | 'release' | 'describe'>;
+	/** Names in a container's namespace, and none any more. */
+	readonly names: { prepare(): void; serve(e: AttachedEndpoint): Promise<void>; forget(e: AttachedEndpoint): void };
+	/** A namespace that is on networks has been seen. @throws Error */
+	readonly entered: (cookie: bigint) => void;
+	/** What bpf_get_netns_cookie() returns in a namespace, as decimal text. */
+	readonly cookieOf: (netns: string) => Promise<string>;
+	/** An endpoint has got a name. */
+	readonly named: () => void;
 	/** Bytes, of the uplinks; undefined: not known yet. */
 	readonly underlayMtu: () => number | undefined;
 	/** Why this node cannot encrypt; undefined: it can. */
@@ -39,6 +48,11 @@ export interface Plugin {
 /** A container that was given an interface is not listed before it runs. */
 const ASK_MS = [300, 1000, 3000, 10_000];
 const REAP_MS = 30_000;
+/** A container's namespace is made after its endpoints: looked for so often at first, and later. */
+const LOOK_MS = 5;
+const LOOK_LATER_MS = 500;
+const LOOK_LATER_AFTER_MS = 10_000;
+const LOOK_FOR_MS = 120_000;
 
 interface Described {
 	readonly name?: string;
@@ -74,6 +88,34 @@ export function createPlugin(deps: HostDeps): Plugin {
 		return { ...(name === undefined ? {} : { name }), aliases: on?.Aliases ?? [] };
 	}
 
+	/** Once its container has a namespace an endpoint dials VIPs, and asks for names. */
+	function enter(endpoint: string, since = performance.now()): void {
+		const e = overlay.endpoints.find((x) => x.docker?.endpoint === endpoint);
+		if (e === undefined || e.cookie !== UNSEEN) return;
+		const waited = performance.now() - since;
+		if (!isNamespace(e.netns)) {
+			if (waited < LOOK_FOR_MS) {
+				later(waited < LOOK_LATER_AFTER_MS ? LOOK_MS : LOOK_LATER_MS, () => enter(endpoint, since));
+				return;
+			}
+			log.warn(
+				`endpoint ${e.id}: its namespace ${e.netns} is not to be seen from here: it has neither names of other nodes nor VIPs; mount /run/docker/netns into the agent's container, with rslave propagation`,
+			);
+			return;
+		}
+		void (async () => {
+			const found = { namespace: namespaceOf(e.netns), cookie: await deps.cookieOf(e.netns) };
+			if (closed) return;
+			overlay.describe(endpoint, found);
+			deps.entered(BigInt(found.cookie));
+			await deps.names.serve({ ...e, ...found });
+			await inForce(`the namespace of endpoint ${e.id}`);
+		})().catch((x) => {
+			log.debug(`endpoint ${e.id}: ${sentence(x)}`);
+			later(LOOK_LATER_MS, () => enter(endpoint, since));
+		});
+	}
+
 	/** The interface's name inside; undefined: its namespace cannot be looked into. */
 	async function interfaceOf(netns: string, mac: string): Promise<string | undefined> {
 		const out = await deps.run('nsenter', [`--net=${netns}`, 'ip', '-j', 'link', 'show']).catch(() => '');
@@ -105,6 +147,11 @@ export function createPlugin(deps: HostDeps): Plugin {
 				const inside = await interfaceOf(e.netns, e.mac);
 				if (closed) return;
 				overlay.describe(endpoint, { ...found, ...(inside === undefined ? {} : { interface: inside }) });
+				deps.named();
+				// Where the source gives out addresses it is asked for names too.
+				await deps.addresses
+					?.describe(e.network, e.address, e.id, found)
+					.catch((x) => log.warn(`other nodes do not learn the name of endpoint ${e.id}: ${sentence(x)}`));
 			})();
 		});
 	}
@@ -160,14 +207,18 @@ export function createPlugin(deps: HostDeps): Plugin {
 				const underlay = deps.underlayMtu();
 				if (underlay === undefined)
 					throw new BeelineError('NOT_READY', 'the agent has not found its uplinks yet: try again');
+				deps.names.prepare();
 				const { endpoint, inside } = await overlay.plug({ ...r, mtu: r.mtu ?? r.network.options.mtu ?? underlay });
 				await inForce(`endpoint ${endpoint.id} attached`);
+				enter(r.docker.endpoint);
 				describe(r.docker.network, r.docker.endpoint);
 				return inside;
 			},
 			async unplug(id) {
 				const e = await overlay.unplug(id);
-				if (e !== undefined) await inForce(`endpoint ${e.id} detached`);
+				if (e === undefined) return;
+				deps.names.forget(e);
+				await inForce(`endpoint ${e.id} detached`);
 			},
 			async idle(at) {
 				const here = new Set(
@@ -193,8 +244,11 @@ export function createPlugin(deps: HostDeps): Plugin {
 	}, REAP_MS);
 	reaper.unref();
 	// Of those whose agent ended before their container was listed.
-	for (const e of overlay.endpoints)
-		if (e.docker !== undefined && e.name === undefined) describe(e.docker.network, e.docker.endpoint);
+	for (const e of overlay.endpoints) {
+		if (e.docker === undefined) continue;
+		enter(e.docker.endpoint);
+		if (e.name === undefined) describe(e.docker.network, e.docker.endpoint);
+	}
 
 	return {
 		driver,

@@ -158,6 +158,7 @@ function fill(store: KernelStore, ifindex: number): void {
 		self: 1,
 		hash_seed: HASH_SEED,
 		mark: MARK,
+		mesh_mtu: 0,
 		own4: [OWN, '10.200.1.2'],
 		own6: ['fd00:200::1', 'fd00:200::2'],
 	});

@@ -316,6 +316,13 @@ if (insideNetns(import.meta.url, 'datapath: dials')) {
 		});
 		expect(narrow, 'encap_node', 'redirect');
 		assert.match(narrow.out, /mss 1360/);
+		w.store.settings.set({ ...w.store.settings.get(), mesh_mtu: 1200 });
+		const ingress = fromTask({
+			ip: { src: '172.18.0.2', dst: '10.0.0.1' },
+			tcp: { sport: nextPort++, dport: 8092, ...SYN, options: [{ mss: 1460 }] },
+		});
+		assert.match(ingress.out, /mss 1110/);
+		w.store.settings.set({ ...w.store.settings.get(), mesh_mtu: 0 });
 		assert.equal(
 			rows(port).map(({ key, row }) => [key.client, key.endpoint, key.client_port, row.client, row.inside]),
 			[['10.0.0.1', '10.0.0.1', port, '172.18.0.2', 1]],

@@ -372,6 +372,34 @@ if (insideNetns(import.meta.url, 'datapath: replies')) {
 		six.client(SYN);
 		assert.match(six.endpoint({ ...SYN_ACK, options: ['nop', { mss: 1440 }] }).out, /mss 1340/);
 	});
+	test('a SYN-ACK offers no more than the ingress network’s MTU, and no longer reply goes by tunnel', () => {
+		const mtu = (mesh_mtu: number) => w.store.settings.set({ ...w.store.settings.get(), mesh_mtu });
+		mtu(1200);
+		try {
+			for (const [service, backend, target, node] of [
+				['local', 'task', 80, undefined],
+				['local', 'task', 80, 2],
+				['local', 'task', 80, 5],
+				['taskDsr', 'taskDsr', 82, 2],
+			] as const)
+				for (const six of service === 'local' ? [false, true] : [false]) {
+					const f = flow(service, backend, { target, six, ...(node === undefined ? {} : { node }) });
+					f.client(SYN);
+					const r = f.endpoint({ ...SYN_ACK, options: ['nop', { mss: 1440 }] });
+					assert.match(r.out, six ? /mss 1090/ : /mss 1110/, `${service} ${String(node)}`);
+					assert.not.match(r.out, /bad checksum/);
+					assert.match(f.endpoint({ ...SYN_ACK, options: [{ mss: 900 }] }).out, /mss 900/);
+				}
+			const f = flow('local', 'task', { node: 2 });
+			f.client(SYN);
+			expect(f.endpoint(ACK, { data: 1110 }), 'return_encap', 'redirect');
+			const r = f.endpoint(ACK, { data: 1111 });
+			expect(r, 'return_too_big', 'redirect');
+			assert.match(r.out, /icmp type 3 code 4 mtu 1150/);
+		} finally {
+			mtu(0);
+		}
+	});
 	test('a reply too big for its tunnel: the task is told, in its own words', () => {
 		const f = flow('local', 'task', { node: 5 });
 		f.client(SYN);

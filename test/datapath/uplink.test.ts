@@ -669,6 +669,49 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 		// A local client's is left alone.
 		assert.match(xdp(tcp(8082, { tcp: { ...SYN, sport: nextPort++, options: [{ mss: 9000 }] } })).out, /mss 9000/);
 	});
+	test('an ingress network of MTU 1200: no connection has larger segments, whatever way it goes, and nothing longer crosses', () => {
+		const mtu = (mesh_mtu: number) => w.store.settings.set({ ...w.store.settings.get(), mesh_mtu });
+		const syn = (dport: number, six: boolean, mss: number) =>
+			tcp(dport, { six, tcp: { ...SYN, sport: nextPort++, options: [{ mss }] } });
+		const offered = (p: Parameters<typeof xdp>[0]) => {
+			const r = xdp(p);
+			assert.not.match(r.out, /bad checksum/);
+			return /mss (\d+)/.exec(r.out)?.[1];
+		};
+		try {
+			mtu(1200);
+			for (const [backend, port] of [
+				['task', 8082],
+				['taskTunnel', 8097],
+				['taskDsr', 8098],
+			] as const)
+				for (const vtep of ['10.0.0.2', '10.0.0.5']) {
+					assert.is(offered(tunnelled(backend, syn(port, false, 1460), { vtep })), '1110', `${backend} ${vtep}`);
+					assert.is(offered(tunnelled(backend, syn(port, false, 1000), { vtep })), '1000', `${backend} ${vtep}`);
+				}
+			assert.is(offered(tunnelled('task', syn(8082, true, 1440), { vtep: '10.0.0.5' })), '1090');
+			assert.is(offered(syn(8082, false, 1460)), '1110', 'a client that enters where the task is');
+			assert.is(offered(syn(8082, true, 1440)), '1090');
+			mtu(9000);
+			assert.is(
+				offered(tunnelled('task', syn(8082, false, 8960), { vtep: '10.0.0.5' })),
+				'1360',
+				'the way is narrower',
+			);
+			mtu(1200);
+			expect(xdp(tcp(8092, { data: 1110 })), 'encap_node', 'tx');
+			const r = xdp(tcp(8092, { data: 1111 }));
+			expect(r, 'return_too_big', 'tx');
+			assert.match(r.out, /icmp type 3 code 4 mtu 1150/);
+			expect(xdp(tcp(8092, { six: true, data: 1091 })), 'return_too_big', 'tx');
+			expect(xdp(udp(56, { data: 1122, ip: { df: true } })), 'encap_node', 'tx');
+			expect(xdp(udp(56, { data: 1123, ip: { df: true } })), 'return_too_big', 'tx');
+			expect(xdp(udp(56, { data: 1123, ip: { id: 9 } })), 'encap_fragments', 'pass', `encap ${BACKENDS.narrow}`);
+		} finally {
+			mtu(0);
+		}
+		assert.is(offered(syn(8082, false, 1460)), '1460');
+	});
 	test('an MSS option that reaches beyond the header is not one', () => {
 		const options = ['nop', 'nop', { mss: 1460 }] as const;
 		const bytes = build(

@@ -376,6 +376,7 @@ export function fillNode(s: KernelStore): void {
 		self: SELF,
 		hash_seed: 5,
 		mark: MARK,
+		mesh_mtu: 0,
 		own4: ['10.0.0.1', '10.1.0.1'],
 		own6: ['fd00::1'],
 	});

@@ -84,6 +84,7 @@ test('a row is written in the order of bytes that the programs read', () => {
 			self: 2,
 			hash_seed: 0xdeadbeef,
 			mark: 7,
+			mesh_mtu: 1400,
 			own4: ['10.0.0.1', '10.0.0.2'],
 			own6: ['fd00::1'],
 		},

@@ -81,11 +81,25 @@ test('VIPs by network, but for the ingress network’s; none in dnsrr mode', () 
 		assert.equal(Object.keys(t.on ?? {}).sort(), ['app2', 'appnet']);
 });
 
-test('overlay networks have their VNI; ingress, bridge and host are none of ours', () => {
+test('overlay networks have their VNI; bridge and host are none of ours', () => {
 	assert.equal(
-		map('steady').membership.networks.map((n) => `${n.name} ${n.subnet} ${n.vni} ${n.attachable}`),
-		['app2 10.77.2.0/24 4098 true', 'appnet 10.77.1.0/24 4097 true'],
+		map('steady').membership.networks.map(
+			(n) => `${n.name} ${n.subnet} ${n.vni} ${n.attachable} ${n.ingress === true}`,
+		),
+		['app2 10.77.2.0/24 4098 true false', 'appnet 10.77.1.0/24 4097 true false', 'ingress 10.0.0.0/24 4096 false true'],
 	);
+});
+
+test('the ingress network’s MTU is that of what comes in by published ports', () => {
+	const options = (mtu?: string) =>
+		answers('steady').networks.map((n) =>
+			n.Ingress === true
+				? { ...n, Options: { ...n.Options, ...(mtu === undefined ? {} : { 'com.docker.network.driver.mtu': mtu }) } }
+				: n,
+		);
+	const of = (mtu?: string) =>
+		map('steady', { networks: options(mtu) }).membership.networks.find((n) => n.ingress)?.options.mtu;
+	assert.equal([of(), of('1200')], [undefined, 1200]);
 });
 
 test('a drained node is drained, and what Swarm stopped or never started is nowhere', () => {

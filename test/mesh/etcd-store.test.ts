@@ -246,8 +246,19 @@ scenario(
 				await why(store.release('red', '10.44.0.4', 'z')),
 				/^CONFLICT .* held by endpoint a on n1, not by z$/,
 			);
+			await store.describe('red', '10.44.0.4', 'a', { name: 'db', aliases: ['d'] });
+			await store.describe('red', '10.44.0.4', 'a', { name: 'db', aliases: ['d'] });
+			assert.equal(server.get(`${prefix}/networks/red/addresses/10.44.0.4`), {
+				...{ node: 'n1', endpoint: 'a', mac: '02:42:0a:2c:00:04' },
+				...{ name: 'db', aliases: ['d'] },
+			});
+			assert.match(
+				await why(store.describe('red', '10.44.0.4', 'z', { aliases: [] })),
+				/^CONFLICT 10\.44\.0\.4 of network red is not held by endpoint z any more$/,
+			);
 			assert.is(await store.release('red', '10.44.0.4', 'a'), true);
 			assert.is(await store.release('red', '10.44.0.4', 'a'), false);
+			assert.match(await why(store.describe('red', '10.44.0.4', 'a', { aliases: [] })), /^CONFLICT/);
 			await store.removeNode('n2');
 			assert.equal(await store.list('red'), []);
 			await store.removeNetwork('red');

@@ -71,6 +71,7 @@ const EMPTY_SETTINGS: Settings = {
 	self: 0,
 	hash_seed: 0,
 	mark: 0,
+	mesh_mtu: 0,
 	own4: [],
 	own6: [],
 };

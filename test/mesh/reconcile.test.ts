@@ -374,6 +374,28 @@ test('ports carry what packets must ask', async () => {
 	assert.is(n.store.settings.get().flags, 4);
 });
 
+test('the ingress network’s MTU is the mesh’s; another network’s is its own', async () => {
+	const n = node();
+	const of = async (...networks: [ingress: boolean, mtu: number | undefined][]) => {
+		await n.apply({
+			...mesh(two, [service('web', '8080:80', ['node1'])]),
+			networks: networks.map(([ingress, mtu], i) => ({
+				name: `net${i}`,
+				driver: 'beeline',
+				subnet: `10.1${i}.0.0/16`,
+				vni: 5000 + i,
+				attachable: false,
+				ingress,
+				options: mtu === undefined ? {} : { mtu },
+			})),
+		});
+		return n.store.settings.get().mesh_mtu;
+	};
+	assert.is(await of([false, 1300]), 0);
+	assert.is(await of([false, 1300], [true, 1200]), 1200);
+	assert.is(await of([true, undefined]), 0);
+});
+
 test('a port that must not be published is refused alone', async () => {
 	const n = node();
 	n.facts = { ...FACTS, refusedPorts: new Map([[portKey('tcp', 22), 'port 22 is held by sshd']]) };

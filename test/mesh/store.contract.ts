@@ -17,6 +17,7 @@ const settings: Settings = {
 	self: 1,
 	hash_seed: 0x62656531,
 	mark: 0xbee,
+	mesh_mtu: 1400,
 	own4: ['192.168.78.1', '10.0.0.1'],
 	own6: ['fd00:78::1'],
 };

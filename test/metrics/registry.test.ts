@@ -53,7 +53,7 @@ function setUp() {
 			truncated: 3,
 			failures: { timeout: 5, unreachable: 0, failure: 0, no_server: 0, busy: 0 },
 			inFlight: 2,
-			namespaces: { serving: 7, held: 1 },
+			namespaces: { serving: 7, beside: 2, held: 1 },
 		}),
 		encryption: () => ({ ready: 4, missing: 1, oldestSeconds: 90, sessions: 12, errors: 0, refused: 3 }),
 	});
@@ -105,6 +105,7 @@ test('values and labels', async () => {
 	assert.is(await value('beeline_encryption_sessions_total'), 12);
 	assert.is(await value('beeline_encryption_errors_total'), 0);
 	assert.is(await value('beeline_encryption_refused_messages_total'), 3);
+	assert.is(await value('beeline_dns_namespaces{state="beside"}'), 2);
 	assert.is(await value('beeline_dns_namespaces{state="held"}'), 1);
 	assert.is(await value('beeline_packets_total{program="uplink_xdp",verdict="encap_node"}'), 7);
 	assert.is(await value('beeline_bytes_total{program="uplink_xdp",verdict="encap_node"}'), 700);

@@ -267,6 +267,56 @@ scenario(
 			assert.match(refused.stderr, /no endpoint of service web is declared for n1 on network red: write it into/);
 		});
 
+		test('published connections keep to the MTU of a customised ingress network', async ({ net, mesh }) => {
+			const edge = {
+				...{ name: 'edge', subnet: '10.11.0.0/16', gateway: '10.11.0.2', vni: 5010 },
+				...{ ingress: true, options: { mtu: 1200 } },
+			};
+			await mesh.change({ ...document, networks: [...(document.networks ?? []), edge] });
+			/** Segments as the client's wire and the task's interface have them: the largest, and what each side offers. */
+			const seen = async (flags: readonly (string | number)[]) => {
+				const captures = await Promise.all([net.capture('c1', 'eth0', 'tcp'), net.capture('w2', 'any', 'tcp port 80')]);
+				const report = await net.load('c1', [
+					'-n',
+					12,
+					'-c',
+					2,
+					'-t',
+					20_000,
+					...flags,
+					...targets(net, net.nodes, 9000, [4]),
+				]);
+				const lines = (await Promise.all(captures.map((c) => c.stop()))).flat();
+				assert.equal(
+					[report.failures, Object.keys(report.backends).sort()],
+					[{}, ['w2', 'w3']],
+					JSON.stringify(report),
+				);
+				const offers = (kind: RegExp) => [
+					...new Set(lines.flatMap((l) => (kind.test(l) ? (/mss (\d+)/.exec(l)?.[1] ?? []) : []))),
+				];
+				return {
+					atClient: offers(/:9000|\.9000 > .*Flags \[S\.\]/),
+					atTask: offers(/> 172\.30\.0\.\d+\.80: Flags \[S\]/),
+					// On a wire: what tasks' interfaces carry may be many segments at once.
+					longest: Math.max(
+						...lines.flatMap((l) => (/\.9000/.test(l) ? [Number(/length (\d+)$/.exec(l)?.[1] ?? 0)] : [])),
+					),
+				};
+			};
+			for (const flags of [
+				['-D', 500_000],
+				['-U', 500_000],
+			]) {
+				const { atClient, atTask, longest } = await seen(flags);
+				assert.equal(atTask, ['1110'], 'a SYN that a task sees, entered on its own node or another');
+				assert.ok(atClient.includes('1110'), atClient.join());
+				assert.is(longest, 1110 - 12, 'with timestamps');
+			}
+			await mesh.change(document);
+			assert.equal((await seen(['-D', 500_000])).longest > 1110, true);
+		});
+
 		test('a task that is taken out of the mesh: sockets connected to it by the VIP are closed', async ({
 			net,
 			mesh,

@@ -6,13 +6,18 @@
  *	   |             |             |        192.168.78.0/24      e1: a real etcd on port 2379
  *	 --+---- br0 ----+-------------+--
  *	   d1 on red      d2 on red             red: 10.44.0.0/24, addresses by transactions of etcd
+ *
+ * An engine that knows the names of containers answers for both nodes. What a process called `dockerd` asks of a name server from
+ * inside d1 is what Docker's resolver forwards; the name server is d2.
  */
-import { request } from 'node:http';
+import { createServer, request, type Server } from 'node:http';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import * as assert from 'uvu/assert';
 import type { EndpointView, NetworkView } from '../../src/http/schemas.js';
 import { Agent } from '../support/beeline.js';
 import { cannotRunEtcd, EtcdServer } from '../support/etcd.js';
+import { IpcChild } from '../support/ipc.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
@@ -22,13 +27,32 @@ interface Shared {
 	readonly net: Topology;
 	readonly etcd: EtcdServer;
 	readonly agents: Readonly<Record<string, Agent>>;
+	readonly engine: Server;
 }
 
 const pluginSocket = (a: Agent): string => join(a.directory, 'docker.sock');
 
+/** Knows a container d1 with an alias and one d2, by what they are asked for by a plugin. */
+function startEngine(path: string): Promise<Server> {
+	const containers = ['d1', 'd2'];
+	const server = createServer((ask, answer) => {
+		const [, what, id] = /^(?:\/v[\d.]+)?\/(\w+)(?:\/(\w+))?/.exec(ask.url ?? '') ?? [];
+		const found =
+			what === 'version'
+				? { ApiVersion: '1.41', MinAPIVersion: '1.12' }
+				: what === 'networks'
+					? { Containers: Object.fromEntries(containers.map((c) => [c, { EndpointID: c }])) }
+					: { Name: `/${id}`, NetworkSettings: { Networks: { red: { EndpointID: id, Aliases: [`the-${id}`] } } } };
+		answer.setHeader('content-type', 'application/json').end(JSON.stringify(found));
+	});
+	return new Promise((done) => server.listen(path, () => done(server)));
+}
+
 async function build(): Promise<Shared> {
 	const net = await Topology.build({ nodes: 2, tasks: { n1: 0, n2: 0 } });
 	let etcd: EtcdServer | undefined;
+	const engine = await startEngine(join(net.directory, 'engine.sock'));
+	process.env.DOCKER_HOST = `unix://${join(net.directory, 'engine.sock')}`;
 	try {
 		net.addNamespace('e1');
 		net.plug('e1', 'eth0');
@@ -49,8 +73,9 @@ async function build(): Promise<Shared> {
 		await Promise.all(Object.values(agents).map((a) => a.start()));
 		const create = ['network', 'create', '-d', 'overlay', '--subnet', '10.44.0.0/24', '--attachable', 'red'];
 		await agents.n1.cli(create);
-		return { net, etcd, agents };
+		return { net, etcd, agents, engine };
 	} catch (error) {
+		engine.close();
 		await etcd?.close();
 		net.close();
 		throw error;
@@ -121,7 +146,8 @@ scenario(
 	'Docker plugin, addresses from etcd',
 	cannotUseNamespaces() ?? cannotLoadBpf() ?? cannotRunEtcd(),
 	build,
-	async ({ net, etcd, agents }) => {
+	async ({ net, etcd, agents, engine }) => {
+		engine.close();
 		for (const a of Object.values(agents)) await a.detach().catch((e: Error) => console.error(e.message));
 		await etcd.close();
 		net.close();
@@ -142,6 +168,69 @@ scenario(
 				(e: Error) => e.message,
 			);
 			assert.ok(refusal.includes(d1), refusal);
+		});
+
+		test('what Docker’s resolver forwards is answered where another node’s container has the name, and goes on where not', async ({
+			net,
+			agents,
+		}) => {
+			const { endpoints } = await agents.n2.get<{ endpoints: EndpointView[] }>('/v1/endpoints');
+			const server = (endpoints[0] as EndpointView).address;
+			const script = (name: string) => fileURLToPath(new URL(`../support/${name}.js`, import.meta.url));
+			const inside = ['nsenter', `--net=/run/netns/${net.ns('d2')}`, '--', process.execPath] as const;
+			const upstream = new IpcChild([...inside, script('upstream'), server]);
+			/** Asked from d1. */
+			const ask = (title: string, via: string, of: string, name: string, type = 'A') =>
+				net
+					.exec('d1', [process.execPath, script('ask'), title, via, of, name, type])
+					.stdout.trim()
+					.split('\n');
+			try {
+				await upstream.call('asked');
+				await waitFor('etcd to tell n1 of d2', () => ask('dockerd', 'udp', server, 'd2')[1] === server, 20_000, 100);
+				for (const via of ['udp', 'tcp'])
+					for (const of of [server, '203.0.113.53', '2001:db8::53']) {
+						assert.equal(ask('dockerd', via, of, 'd2'), ['NOERROR', server], `${via} ${of}`);
+						assert.equal(ask('dockerd', via, of, 'the-d2.red'), ['NOERROR', server], `${via} ${of}`);
+					}
+				const pointer = `${server.split('.').reverse().join('.')}.in-addr.arpa`;
+				assert.equal(ask('dockerd', 'udp', server, pointer, 'PTR'), ['NOERROR', 'd2.red']);
+
+				assert.equal(
+					ask('dockerd', 'udp', server, 'good.example'),
+					['NOERROR', '203.0.113.7'],
+					'the server that was dialled',
+				);
+				assert.equal(ask('dockerd', 'tcp', server, 'good.example'), ['NOERROR', '203.0.113.7']);
+				assert.equal(ask('dockerd', 'udp', server, 'no.example'), ['NXDOMAIN']);
+				assert.equal(
+					ask('dockerd', 'udp', '203.0.113.53', 'good.example'),
+					['SERVFAIL'],
+					'there is no way to that one',
+				);
+
+				const before = await upstream.call<string[]>('asked');
+				assert.equal(
+					before.filter((q) => q.startsWith('d2 ')),
+					[],
+					'names of ours stay here',
+				);
+				assert.equal(ask('docker', 'udp', server, 'd2'), ['NXDOMAIN'], 'a process of the container means its server');
+				assert.equal(ask('docker', 'udp', '203.0.113.53', 'd2'), ['ENETUNREACH']);
+
+				await agents.n1.stop('SIGKILL');
+				assert.equal(ask('dockerd', 'udp', server, 'd2'), ['NXDOMAIN'], 'nobody is there to be asked first');
+				assert.equal(ask('dockerd', 'tcp', server, 'good.example'), ['NOERROR', '203.0.113.7']);
+				await agents.n1.start();
+				await waitFor('the next agent to be asked', () => ask('dockerd', 'udp', server, 'd2')[1] === server);
+				const maps = (await agents.n1.get<{ endpoints: EndpointView[] }>('/v1/endpoints')).endpoints;
+				assert.equal(
+					maps.map((e) => e.name),
+					['d1'],
+				);
+			} finally {
+				await upstream.kill();
+			}
 		});
 
 		test('an agent that is killed knows its endpoint, and an address that is released is another’s', async (shared) => {

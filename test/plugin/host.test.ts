@@ -24,7 +24,7 @@ interface Rig {
 
 function rig(directory: string, withAddresses: boolean): Rig {
 	const asked: string[] = [];
-	const addresses: Pick<Addresses, 'allocate' | 'release'> = {
+	const addresses: Pick<Addresses, 'allocate' | 'release' | 'describe'> = {
 		async allocate(network, r) {
 			asked.push(`allocate ${network} ${r.node} ${r.wanted ?? 'any'}`);
 			return { id: r.endpoint, node: r.node, address: r.wanted ?? '10.44.0.42', aliases: [] };
@@ -32,6 +32,9 @@ function rig(directory: string, withAddresses: boolean): Rig {
 		async release(network, address) {
 			asked.push(`release ${network} ${address}`);
 			return true;
+		},
+		async describe(network, address, _endpoint, { name }) {
+			asked.push(`describe ${network} ${address} ${name}`);
 		},
 	};
 	let state = NO_OVERLAY_STATE;
@@ -70,6 +73,14 @@ function rig(directory: string, withAddresses: boolean): Rig {
 		self: () => 'node1',
 		place: 'mesh.yaml',
 		...(withAddresses ? { addresses } : {}),
+		cookieOf: async () => '1',
+		entered: () => undefined,
+		names: {
+			prepare: () => undefined,
+			serve: async (e) => void asked.push(`names ${e.address}`),
+			forget: (e) => void asked.push(`no names ${e.address}`),
+		},
+		named: () => undefined,
 		underlayMtu: () => 1500,
 		whyNoEncryption: async () => undefined,
 		applied: async () => undefined,
@@ -150,7 +161,12 @@ test('a source that gives out addresses is asked for them, and gets them back', 
 	await r.plugin.driver.requestAddress({ PoolID: 'red/4', Address: '10.44.0.200', Options: {} });
 	await r.plugin.driver.deleteEndpoint({ NetworkID: 'net', EndpointID: 'ep' });
 	await r.plugin.driver.releaseAddress({ PoolID: 'red/4', Address: '10.44.0.42' });
-	assert.equal(r.asked, ['allocate red node1 any', 'allocate red node1 10.44.0.200', 'release red 10.44.0.42']);
+	assert.equal(r.asked, [
+		'allocate red node1 any',
+		'allocate red node1 10.44.0.200',
+		'no names 10.44.0.42',
+		'release red 10.44.0.42',
+	]);
 	r.plugin.close();
 });
 

@@ -20,6 +20,8 @@ export interface NetworkDocument {
 	readonly slices?: Readonly<Record<string, string>>;
 	readonly vni: number;
 	readonly attachable?: boolean;
+	readonly ingress?: boolean;
+	readonly gateway?: string;
 	readonly options?: Readonly<Record<string, unknown>>;
 	readonly endpoints?: readonly { readonly node: string; readonly address: string; readonly [key: string]: unknown }[];
 }

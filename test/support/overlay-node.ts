@@ -68,6 +68,7 @@ store.settings.set({
 	self: first.self,
 	hash_seed: 5,
 	mark: 0x1234567,
+	mesh_mtu: 0,
 	own4: [first.vtep],
 	own6: [],
 });

@@ -2,7 +2,7 @@
  * Docker's networks on Beeline's, on real engines (./bed) whose agents follow mesh.yaml: the plugin socket of the agent is what
  * `docker network create -d beeline` speaks to. Containers are on
  *
- *	red     5001 10.44.0.0/24 fd00:44::/64    node1 owns .0/25, node2 .128/25
+ *	red     5001 10.44.0.0/24 fd00:44::/64    node1 owns .0/25, node2 .128/25; mesh.yaml names two endpoints of each
  *	blue    5002 10.44.0.0/24                 the same subnet
  *	shut    5003 10.45.0.0/24 internal
  *	closed  5004 10.46.0.0/24                 not attachable
@@ -11,6 +11,7 @@
 import { execFileSync } from 'node:child_process';
 import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import * as assert from 'uvu/assert';
 import type { EndpointView } from '../../src/http/schemas.js';
 import { scenario } from '../support/scenario.js';
@@ -31,9 +32,21 @@ interface Shared {
 function mesh(swarm: Swarm): object {
 	return {
 		nodes: NODES.map((n) => ({ name: `node${n}`, address: swarm.address(n) })),
-		services: [],
+		services: [{ name: 'shop', ports: [], networks: [{ name: 'red', vip: '10.44.0.100' }] }],
 		networks: [
-			{ name: 'red', subnet: '10.44.0.0/24', subnet6: 'fd00:44::/64', vni: 5001, attachable: true },
+			{
+				name: 'red',
+				subnet: '10.44.0.0/24',
+				subnet6: 'fd00:44::/64',
+				vni: 5001,
+				attachable: true,
+				endpoints: [
+					{ node: 'node1', address: '10.44.0.60', name: 'till1', service: 'shop' },
+					{ node: 'node1', address: '10.44.0.61', name: 'near' },
+					{ node: 'node2', address: '10.44.0.160', name: 'till2', service: 'shop' },
+					{ node: 'node2', address: '10.44.0.161', name: 'far', aliases: ['away'] },
+				],
+			},
 			{ name: 'blue', subnet: '10.44.0.0/24', vni: 5002, attachable: true },
 			{ name: 'shut', subnet: '10.45.0.0/24', vni: 5003, attachable: true, options: { internal: true } },
 			{ name: 'closed', subnet: '10.46.0.0/24', vni: 5004 },
@@ -168,6 +181,107 @@ scenario(
 				client: string;
 			};
 			assert.equal([page.backend, page.client], ['r2', '10.44.0.2']);
+		});
+
+		test('two containers on two engines without a swarm between them reach each other by name', async ({ swarm }) => {
+			const upstream = swarm.ipc(
+				'client',
+				fileURLToPath(new URL('../support/upstream.js', import.meta.url)),
+				swarm.client,
+			);
+			try {
+				await upstream.call('asked');
+				run(swarm, 1, 'near', 'red', '--ip', '10.44.0.61', '--dns', swarm.client);
+				run(swarm, 1, 'till1', 'red', '--ip', '10.44.0.60');
+				run(swarm, 2, 'till2', 'red', '--ip', '10.44.0.160');
+				run(swarm, 2, 'local', 'red');
+				// Docker knows a "local" of its own on node2, and node1's is another.
+				run(swarm, 2, 'far', 'red', '--ip', '10.44.0.161');
+				// Names are there a moment after the container's namespace.
+				await waitFor('near to reach far by name', () => pings(swarm, 1, 'near', 'far'));
+				await waitFor('far to reach near by name', () => pings(swarm, 2, 'far', 'near'));
+				for (const to of ['away', 'far.red']) assert.ok(pings(swarm, 1, 'near', to), to);
+				const page = JSON.parse(swarm.docker(1, 'exec', 'near', 'wget', '-qO-', 'http://far/')) as Record<
+					string,
+					string
+				>;
+				assert.is(page.backend, 'far');
+				assert.ok(['10.44.0.61', 'fd00:44::a2c:3d'].includes(page.client), page.client);
+
+				const dig = (node: number, container: string, ...what: string[]): string[] => {
+					const netns = swarm.docker(node, 'inspect', '-f', '{{.NetworkSettings.SandboxKey}}', container);
+					const ask = ['dig', '@127.0.0.11', '+short', '+tries=1', '+time=10', ...what];
+					return swarm
+						.exec(node, ['nsenter', `--net=${netns}`, '--', ...ask], true)
+						.stdout.trim()
+						.split('\n')
+						.sort();
+				};
+				assert.equal(dig(1, 'near', 'far'), ['10.44.0.161']);
+				assert.equal(dig(1, 'near', 'far', 'AAAA'), ['fd00:44::a2c:a1']);
+				assert.equal(dig(1, 'near', '+tcp', 'far'), ['10.44.0.161']);
+				assert.equal(dig(1, 'near', '-x', '10.44.0.161'), ['far.red.']);
+				assert.equal(dig(1, 'near', 'shop'), ['10.44.0.100'], 'the VIP of a service of mesh.yaml');
+				assert.equal(dig(2, 'far', 'tasks.shop'), ['10.44.0.160', '10.44.0.60']);
+				const answered = new Set(
+					Array.from({ length: 20 }, () => {
+						const got = swarm.docker(1, 'exec', 'near', 'wget', '-qO-', 'http://shop/');
+						return (JSON.parse(got) as { backend: string }).backend;
+					}),
+				);
+				assert.equal([...answered].sort(), ['till1', 'till2'], 'the name, its VIP, its tasks on both nodes');
+
+				assert.equal(dig(1, 'near', 'good.example'), ['203.0.113.7'], 'by the server of --dns');
+				assert.is(dig(1, 'near', 'big.example').length, 100, 'cut over UDP, whole over TCP');
+				assert.match(dig(1, 'near', '+noshort', '+comments', 'no.example').join('\n'), /status: NXDOMAIN/);
+				assert.match(
+					dig(2, 'far', '+noshort', '+comments', 'good.example').join('\n'),
+					/status: SERVFAIL/,
+					'nobody to ask',
+				);
+				// Whoever asks that server himself means it.
+				const netns = swarm.docker(1, 'inspect', '-f', '{{.NetworkSettings.SandboxKey}}', 'near');
+				const direct = ['dig', `@${swarm.client}`, '+tries=1', 'far'];
+				assert.match(swarm.exec(1, ['nsenter', `--net=${netns}`, '--', ...direct]).stdout, /status: NXDOMAIN/);
+				const asked = await upstream.call<string[]>('asked');
+				assert.equal([...new Set(asked.filter((q) => /^far |^shop /.test(q)))], ['far A'], 'by the direct query alone');
+
+				// Docker's own names win: its engine's "local" is node2's container, and what mesh.yaml says of "far" comes after.
+				assert.equal(dig(2, 'far', 'local'), [addressOf(swarm, 2, 'local')]);
+				assert.equal(dig(1, 'near', 'local'), [''], 'a container that mesh.yaml does not name is its engine’s alone');
+				const facts = await swarm.exec(1, [
+					'sh',
+					'-c',
+					'curl -s --unix-socket /run/beeline/beeline.sock http://x/metrics',
+				]);
+				assert.match(facts.stdout, /beeline_dns_namespaces\{state="beside"\} 3/);
+			} finally {
+				await upstream.kill();
+			}
+		});
+
+		test('without an agent names outside are asked of the world as ever', async ({ swarm }) => {
+			const upstream = swarm.ipc(
+				'client',
+				fileURLToPath(new URL('../support/upstream.js', import.meta.url)),
+				swarm.client,
+			);
+			try {
+				await upstream.call('asked');
+				await swarm.stopAgent(1, 'SIGKILL');
+				const netns = swarm.docker(1, 'inspect', '-f', '{{.NetworkSettings.SandboxKey}}', 'near');
+				const dig = (what: string) =>
+					swarm.exec(1, ['nsenter', `--net=${netns}`, '--', 'dig', '@127.0.0.11', '+short', '+tries=1', what], true)
+						.stdout;
+				assert.is(dig('good.example'), '203.0.113.7\n');
+				await swarm.start(1, agentConfig(swarm, 1));
+				await waitFor('names to be served again', () => dig('far') === '10.44.0.161\n');
+				assert.is(dig('good.example'), '203.0.113.7\n');
+				for (const name of ['near', 'till1']) swarm.docker(1, 'rm', '-f', name);
+				for (const name of ['far', 'till2', 'local']) swarm.docker(2, 'rm', '-f', name);
+			} finally {
+				await upstream.kill();
+			}
 		});
 
 		test('networks are apart though their subnets are one, and an internal one has no way out', async ({ swarm }) => {

@@ -121,8 +121,8 @@ export class Swarm {
 		return result;
 	}
 
-	/** A node process in a node's namespaces (see IpcChild). */
-	ipc(where: number, script: string, ...args: readonly string[]): IpcChild {
+	/** A node process in a node's namespaces, or the client's (see IpcChild). */
+	ipc(where: number | 'client', script: string, ...args: readonly string[]): IpcChild {
 		return new IpcChild(
 			[join(root, 'test/swarm/bed'), 'exec', String(where), process.execPath, script, ...args],
 			this.#env(),

@@ -78,6 +78,7 @@ store.settings.set({
 	self: f.self,
 	hash_seed: 5,
 	mark: 0x1234567,
+	mesh_mtu: 0,
 	own4: [vtep],
 	own6: [],
 });

@@ -83,6 +83,7 @@ export interface Native {
 	setsockopt(fd: number, level: number, name: number, value: Mem, length: number): number;
 	bind(fd: number, address: Mem, length: number): number;
 	listen(fd: number, backlog: number): number;
+	connect(fd: number, address: Mem, length: number): number;
 	ioctl(fd: number, request: number, argument: Mem): number;
 	getsockname(fd: number, address: Mem, length: Mem): number;
 	sendmmsg(fd: number, messages: Mem, count: number, flags: number): number;
@@ -211,6 +212,7 @@ function load(): Native {
 		setsockopt: c('setsockopt', 'int setsockopt(int fd, int l, int n, void *v, uint32_t len)'),
 		bind: c('bind', 'int bind(int fd, void *a, uint32_t len)'),
 		listen: c('listen', 'int listen(int fd, int n)'),
+		connect: c('connect', 'int connect(int fd, void *a, uint32_t len)'),
 		ioctl: c('ioctl', 'int ioctl(int fd, ulong r, void *a)'),
 		getsockname: c('getsockname', 'int getsockname(int fd, void *a, void *len)'),
 		sendmmsg: c('sendmmsg', 'int sendmmsg(int fd, void *m, uint n, int f)'),

@@ -43,5 +43,5 @@ export {
 } from './program.js';
 export { type Attached, type HookState, queryCgroup, queryTcx } from './query.js';
 export { RingBuffer } from './ring.js';
-export { type Listeners, listenersOn, loopbackUp, withinNetns } from './sockets.js';
+export { type Listeners, listenersOn, loopbackUp, tcpTo, udpSocket, withinNetns } from './sockets.js';
 export { netnsCookie, type ProgramInfo, possibleCpus, shareHeap, trimHeap } from './sys.js';

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { closeSync, readdirSync, readlinkSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { createServer, Socket } from 'node:net';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { inNetns, openNetns, withinNetns } from '../src/index.js';
@@ -67,6 +67,37 @@ when(test, lack, 'where a port is taken both are closed again, and the error say
 	const fourth = (await listen()).listeners!;
 	closeSync(fourth.udp);
 	closeSync(fourth.tcp);
+});
+
+when(test, lack, 'sockets to a server are of the namespace: adopted by node they speak to what is there', async () => {
+	const r = await listen();
+	const { udp, tcp } = r.listeners!;
+	const u = createSocket('udp4').on('message', (m, from) => u.send(`udp ${m}`, from.port, from.address));
+	await new Promise<void>((done) => u.bind({ fd: udp }, done));
+	const t = createServer((c) => c.on('error', () => {}).on('data', (m) => c.end(`tcp ${m}`)));
+	await new Promise<void>((done) => t.listen({ fd: tcp }, done));
+	const fd = (via: 'udp' | 'tcp', address = '127.0.0.11') =>
+		inNetns<number>('/proc/self/ns/net', {
+			module: new URL('./fixtures/dial.js', import.meta.url),
+			args: { netns: ns, via, address, port: 53 },
+		});
+	const client = createSocket('udp4');
+	client.bind({ fd: await fd('udp') });
+	const heard = new Promise<string>((done) => client.once('message', (m) => done(`${m}`)));
+	client.connect(53, '127.0.0.11', () => client.send('hi'));
+	assert.is(await heard, 'udp hi');
+	client.close();
+	for (const address of ['127.0.0.11', '::ffff:127.0.0.11']) {
+		const stream = new Socket({ fd: await fd('tcp', address) });
+		stream.write('hi');
+		const said = await new Promise<string>((done) => stream.once('data', (m) => done(`${m}`)));
+		assert.is(said, 'tcp hi', address);
+		stream.destroy();
+	}
+	const nowhere = await fd('tcp', '203.0.113.1').catch((e: Error) => e.message);
+	assert.match(`${nowhere}`, /connect to 203\.0\.113\.1 port 53: network is unreachable/i);
+	u.close();
+	await new Promise((done) => t.close(done));
 });
 
 test.run();

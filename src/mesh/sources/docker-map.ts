@@ -212,7 +212,7 @@ export function ingressPorts(s: RawService): PublishedPort[] {
 function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
 	const out: NetworkSpec[] = [];
 	for (const n of raw) {
-		if (n.Driver !== 'overlay' || n.Scope !== 'swarm' || n.Name === undefined || n.Ingress === true) continue;
+		if (n.Driver !== 'overlay' || n.Scope !== 'swarm' || n.Name === undefined) continue;
 		const subnet = (n.IPAM?.Config ?? []).map((c) => parsePrefix(c.Subnet)).find((s) => s?.includes('.'));
 		const vni = Number(/^\d+/.exec(n.Options?.['com.docker.network.driver.overlay.vxlanid_list'] ?? '')?.[0] ?? 0);
 		if (subnet === undefined || vni === 0) continue;
@@ -224,6 +224,7 @@ function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
 			subnet,
 			vni,
 			attachable: n.Attachable ?? false,
+			...(n.Ingress === true ? { ingress: true } : {}),
 			options: {
 				internal: n.Internal ?? false,
 				encrypted: n.Options?.encrypted !== undefined,
@@ -283,7 +284,7 @@ export function mapAnswers(answers: Answers): Mapped {
 		else of.push(t);
 	}
 	const networks = mapNetworks(answers.networks);
-	const networkOf = new Map(networks.map((n) => [n.id as string, n.name]));
+	const networkOf = new Map(networks.flatMap((n) => (n.ingress ? [] : [[n.id as string, n.name] as const])));
 	const services: ServiceSpec[] = [];
 	for (const s of answers.services) {
 		const name = s.Spec?.Name ?? '';

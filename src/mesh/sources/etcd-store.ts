@@ -51,6 +51,13 @@ export interface Addresses {
 	allocate(network: string, request: AddressRequest): Promise<NetworkEndpoint>;
 	/** False: it was free already. @throws BeelineError CONFLICT where another endpoint holds it */
 	release(network: string, address: string, endpoint: string): Promise<boolean>;
+	/** What an endpoint is called, once that is known: Docker tells it late. @throws BeelineError NOT_FOUND, CONFLICT */
+	describe(
+		network: string,
+		address: string,
+		endpoint: string,
+		what: { readonly name?: string; readonly aliases: readonly string[] },
+	): Promise<void>;
 	/** As etcd has them now. */
 	list(network: string): Promise<NetworkEndpoint[]>;
 }
@@ -366,6 +373,31 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 		throw new BeelineError('BUSY', `${address} of network ${of}: others write it all the time: try again`);
 	}
 
+	async function describe(
+		of: string,
+		address: string,
+		endpoint: string,
+		what: { readonly name?: string; readonly aliases: readonly string[] },
+	): Promise<void> {
+		const key = addressKey(prefix, of, parseAddress(address) ?? address);
+		for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+			const kv = (await etcd.range({ key })).kvs[0];
+			const holder = kv === undefined ? undefined : holderOf(kv);
+			if (kv === undefined || holder?.id !== endpoint)
+				throw new BeelineError('CONFLICT', `${address} of network ${of} is not held by endpoint ${endpoint} any more`);
+			const { name: _name, aliases: _aliases, ...rest } = parseSource(key, kv.value).data as Doc;
+			const value = JSON.stringify({ ...rest, ...what });
+			if (value === kv.value) return;
+			try {
+				if ((await etcd.txn([{ key, mod: kv.mod }], [{ put: key, value }])).ok) return;
+			} catch (e) {
+				if (codeOf(e) !== 'ETCD_NO_ANSWER' || attempt === ATTEMPTS - 1) throw e;
+				await sleep(randomInt(5, 100));
+			}
+		}
+		throw new BeelineError('BUSY', `${address} of network ${of}: others write it all the time: try again`);
+	}
+
 	return {
 		createService: (name, document) =>
 			edit('services', name, undefined, (before) => {
@@ -456,6 +488,7 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 		},
 		allocate,
 		release,
+		describe,
 		list: async (of) =>
 			(await addressesOf(of)).flatMap((kv) => {
 				const holder = holderOf(kv);
