@@ -1069,6 +1069,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					attached,
 					differing: peers.differing(),
 					moving: now === undefined || closed ? new Map() : movingBy(),
+					encryption: encryption.view(),
 					warnings: [
 						...source.problems(),
 						...[...peers.downNodes].map(

@@ -28,6 +28,9 @@ const OVERLAP_MS = 60_000;
 const PROBE_AGAIN_MS = 30_000;
 /** New keys take a round trip: sooner nobody is told that some are missing. */
 const QUIET_MS = 5000;
+const SPEAK_MS = 1000;
+/** One sentence names so many nodes, and counts the others. */
+const MOST_NAMES = 3;
 
 export interface EncryptionState {
 	/** The interface, and what belongs to it, was made. */
@@ -48,12 +51,33 @@ export interface EncryptionInput {
 	readonly looks?: boolean;
 }
 
+/** Packets that IPsec of this network namespace dropped: ours, and others' where there are any. */
+export interface DroppedPackets {
+	readonly direction: 'in' | 'out';
+	/** The kernel's name for it, as state_seq_error; or no_keys. */
+	readonly reason: string;
+	readonly packets: number;
+}
+
 export interface EncryptionMetrics extends ExchangeCounters {
 	/** Nodes that keys are wanted with, by whether there are any. */
 	readonly ready: number;
 	readonly missing: number;
 	/** Seconds since the oldest keys in use were made; 0: there are none. */
 	readonly oldestSeconds: number;
+	readonly dropped: readonly DroppedPackets[];
+}
+
+export interface EncryptionView {
+	readonly interface: string;
+	/** Nodes that there are keys with. */
+	readonly ready: number;
+	/** Names of nodes that keys are wanted with, and of those whose keys should have been renewed. */
+	readonly missing: readonly string[];
+	readonly stale: readonly string[];
+	/** When the oldest keys in use were made; undefined: there are none. */
+	readonly oldest?: Date;
+	readonly intervalMs: number;
 }
 
 export interface EncryptionDeps {
@@ -69,6 +93,8 @@ export interface EncryptionDeps {
 	/** The program onto the interface, which is down until then. */
 	readonly attach: (ifindex: number) => void;
 	readonly log: (level: 'info' | 'warn' | 'error' | 'debug', text: string) => void;
+	/** A file below /proc/net, of the network namespace that this process is in; empty where there is none. */
+	readonly procNet?: (name: string) => string;
 }
 
 /**
@@ -94,6 +120,14 @@ export function readSecret(file: string): Uint8Array {
 	if (end < MIN_SECRET_BYTES)
 		refuse(`${end} bytes are too few: expected ${MIN_SECRET_BYTES} at least, such as of openssl rand -base64 48`);
 	return bytes.subarray(0, end);
+}
+
+function readProcNet(name: string): string {
+	try {
+		return readFileSync(`/proc/net/${name}`, 'utf8');
+	} catch {
+		return '';
+	}
 }
 
 /** Keys are in what `ip` is told, so they might be in what it complains about. */
@@ -154,6 +188,24 @@ export function parsePolicies(text: string): { src: string; dst: string; port: n
 const hex = (n: number) => `0x${n.toString(16)}`;
 const policy = (self: string, peer: string, port: number) =>
 	`src ${self}/32 dst ${peer}/32 proto udp dport ${port} dir out if_id ${ID}`;
+
+/** /proc/net/xfrm_stat: lines as XfrmInStateSeqError 3. */
+export function parseXfrmStat(text: string): DroppedPackets[] {
+	return [...text.matchAll(/^Xfrm(\w+)\s+(\d+)$/gm)].map(([, name, packets]) => {
+		const [, side, rest] = /^(In|Out)?(\w+)$/.exec(name) as unknown as [string, string | undefined, string];
+		return {
+			direction: side === 'In' ? 'in' : 'out',
+			reason: rest.replaceAll(/(?<!^)([A-Z])/g, '_$1').toLowerCase(),
+			packets: Number(packets),
+		};
+	});
+}
+
+/** Packets that the interface had no policy for, of /proc/net/dev: it counts them as without a carrier. */
+export function parseNoKeys(text: string): number {
+	const columns = new RegExp(`^\\s*${ESP_INTERFACE}:\\s*(.*)$`, 'm').exec(text)?.[1]?.trim().split(/\s+/);
+	return Number(columns?.[14] ?? 0);
+}
 
 /** At most `most` at a time: a node of a thousand has as many keys to make when it starts. */
 function limiter(most: number): <T>(work: () => Promise<T>) => Promise<T> {
@@ -239,6 +291,7 @@ interface Active {
 	readonly exchange: Exchange;
 	readonly ticking: NodeJS.Timeout;
 	readonly verifying: NodeJS.Timeout;
+	readonly speaking: NodeJS.Timeout;
 	readonly since: number;
 }
 
@@ -250,6 +303,10 @@ export class Encryption {
 	#failure: string | undefined;
 	/** Some network of this node is encrypted. */
 	#needed = false;
+	/** Address → name. */
+	#names: ReadonlyMap<string, string> = new Map();
+	/** What the log was told: what is wrong with which node, or the sentence. */
+	#told: ReadonlySet<string> = new Set();
 
 	constructor(deps: EncryptionDeps) {
 		this.#deps = deps;
@@ -272,6 +329,7 @@ export class Encryption {
 	async update(input: EncryptionInput): Promise<number> {
 		const peers = peersOf(input);
 		this.#needed = peers.size > 0;
+		this.#names = new Map(input.nodes.map((n) => [n.address, n.name]));
 		const self = input.nodes.find((n) => n.name === input.self)?.address;
 		if (peers.size === 0 || self === undefined) {
 			await this.#stop();
@@ -280,6 +338,7 @@ export class Encryption {
 		const why = await this.whyNot();
 		if (why !== undefined) {
 			this.#failure = `they are closed, nothing of them leaves or enters this node: ${why}`;
+			this.#speak();
 			return 0;
 		}
 		if (this.#active !== undefined && this.#active.self !== self) await this.#stop();
@@ -291,6 +350,7 @@ export class Encryption {
 		} catch (e) {
 			// Keys that the kernel has serve on: what cannot be is that a packet leaves without.
 			this.#failure = `${ifindex === 0 ? 'they are closed, nothing of them leaves or enters this node' : 'keys are not renewed'}: ${redact(e)}`;
+			this.#speak();
 			return ifindex;
 		}
 		this.#failure = undefined;
@@ -299,17 +359,61 @@ export class Encryption {
 	}
 
 	warnings(): string[] {
+		return this.#complaints().map((c) => c.text);
+	}
+
+	/** `about`: what is wrong with which node. */
+	#complaints(): { readonly text: string; readonly about: readonly string[] }[] {
 		if (!this.#needed) return [];
-		if (this.#failure !== undefined) return [`encrypted networks: ${this.#failure}`];
+		if (this.#failure !== undefined) {
+			const text = `encrypted networks: ${this.#failure}`;
+			return [{ text, about: [text] }];
+		}
 		if (this.#active === undefined || Date.now() - this.#active.since < QUIET_MS) return [];
-		const { missing, stale } = this.#active.exchange.problems();
-		return [
-			...missing.map(
-				(n) =>
-					`no keys with ${n}, so nothing of encrypted networks goes there: its agent is away, its datapath.secretFile is another, its kernel has no ESP, or UDP ${this.#deps.keyPort} is closed between the nodes`,
-			),
-			...stale.map((n) => `the keys with ${n} are older than they should be: its agent does not answer`),
-		];
+		const { missing, stale, foreign } = this.#active.exchange.problems();
+		const out: { text: string; about: string[] }[] = [];
+		const complain = (addresses: readonly string[], kind: string, text: (who: string) => string) => {
+			if (addresses.length === 0) return;
+			const named = addresses.slice(0, MOST_NAMES).map((a) => `${this.#name(a)} (${a})`);
+			const more = addresses.length - named.length;
+			const who = `${named.join(', ')}${more > 0 ? ` and ${more} more` : ''}`;
+			out.push({ text: text(who), about: addresses.map((a) => `${kind} ${a}`) });
+		};
+		const [theirs, ours] = [(a: string) => foreign.has(a), (a: string) => !foreign.has(a)];
+		const other = "the secret in datapath.secretFile there is another than this node's";
+		const none = 'so nothing of encrypted networks goes there or comes from there';
+		complain(missing.filter(theirs), 'another secret', (who) => `no keys with ${who}, ${none}: ${other}`);
+		complain(
+			missing.filter(ours),
+			'no keys',
+			(who) =>
+				`no keys with ${who}, ${none}: the agent there is away, its datapath.secretFile is another, its kernel has no ESP, or UDP ${this.#deps.keyPort} is closed between the nodes`,
+		);
+		complain(stale.filter(theirs), 'another secret', (who) => `the keys with ${who} are not renewed: ${other}`);
+		complain(
+			stale.filter(ours),
+			'old keys',
+			(who) => `the keys with ${who} are older than they should be: the agent there does not answer`,
+		);
+		return out;
+	}
+
+	#name(address: string): string {
+		return this.#names.get(address) ?? address;
+	}
+
+	/** The log is told of each thing once, and when it is over. */
+	#speak(): void {
+		const complaints = this.#complaints();
+		for (const c of complaints) if (c.about.some((x) => !this.#told.has(x))) this.#deps.log('warn', c.text);
+		const now = new Set(complaints.flatMap((c) => c.about));
+		const sessions = new Set(this.#active?.exchange.sessions.map((s) => s.peer));
+		const wrong = new Set([...now].map((x) => x.slice(x.lastIndexOf(' ') + 1)));
+		const over = [...this.#told].map((x) => x.slice(x.lastIndexOf(' ') + 1));
+		for (const address of new Set(over))
+			if (!wrong.has(address) && sessions.has(address))
+				this.#deps.log('info', `there are new keys with ${this.#name(address)} (${address})`);
+		this.#told = now;
 	}
 
 	metrics(): EncryptionMetrics | undefined {
@@ -317,12 +421,33 @@ export class Encryption {
 		if (exchange === undefined) return undefined;
 		const { missing } = exchange.problems();
 		const { sessions } = exchange;
+		const procNet = this.#deps.procNet ?? readProcNet;
 		const oldest = Math.min(...sessions.map((s) => s.at));
 		return {
 			...exchange.counters,
 			ready: sessions.length,
 			missing: missing.length,
 			oldestSeconds: sessions.length === 0 ? 0 : Math.max(0, (Date.now() - oldest) / 1000),
+			dropped: [
+				{ direction: 'out', reason: 'no_keys', packets: parseNoKeys(procNet('dev')) },
+				...parseXfrmStat(procNet('xfrm_stat')),
+			],
+		};
+	}
+
+	/** undefined: no network of this node is encrypted, or it cannot (warnings() says why). */
+	view(): EncryptionView | undefined {
+		const exchange = this.#active?.exchange;
+		if (exchange === undefined) return undefined;
+		const { missing, stale } = exchange.problems();
+		const { sessions } = exchange;
+		return {
+			interface: ESP_INTERFACE,
+			ready: sessions.length,
+			missing: missing.map((a) => this.#name(a)),
+			stale: stale.map((a) => this.#name(a)),
+			...(sessions.length === 0 ? {} : { oldest: new Date(Math.min(...sessions.map((s) => s.at))) }),
+			intervalMs: this.#deps.intervalMs,
 		};
 	}
 
@@ -409,10 +534,12 @@ export class Encryption {
 				(e) => log('warn', `keys of encrypted networks cannot be looked at: ${redact(e)}`),
 			);
 		}, VERIFY_MS);
+		const speaking = setInterval(() => this.#speak(), SPEAK_MS);
 		ticking.unref();
 		verifying.unref();
+		speaking.unref();
 		log('info', `encrypted networks: ${ESP_INTERFACE} is up, keys are agreed on by UDP ${self}:${keyPort}`);
-		return { self, ifindex, socket, exchange, ticking, verifying, since: Date.now() };
+		return { self, ifindex, socket, exchange, ticking, verifying, speaking, since: Date.now() };
 	}
 
 	async #leave(): Promise<void> {
@@ -421,6 +548,7 @@ export class Encryption {
 		this.#active = undefined;
 		clearInterval(active.ticking);
 		clearInterval(active.verifying);
+		clearInterval(active.speaking);
 		active.socket.close();
 		await active.exchange.close();
 	}

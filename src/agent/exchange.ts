@@ -12,6 +12,7 @@ import {
 	deriveKey,
 	type EspKey,
 	encodeMessage,
+	isMessage,
 	type KeyPair,
 	type Message,
 	type MessageType,
@@ -63,6 +64,16 @@ export interface ExchangeDeps {
 	readonly keyPair?: () => KeyPair;
 }
 
+/** By address. */
+export interface Problems {
+	/** Peers that are wanted and have no keys. */
+	readonly missing: readonly string[];
+	/** Peers whose keys should have been renewed. */
+	readonly stale: readonly string[];
+	/** Of both: messages come from there, signed with another secret. An attacker can make it seem so; nothing else follows from it. */
+	readonly foreign: ReadonlySet<string>;
+}
+
 export interface ExchangeCounters {
 	/** Sessions made. */
 	sessions: number;
@@ -103,6 +114,8 @@ interface Peer {
 	lastStart: number;
 	lastPending: number;
 	lastSent: number;
+	/** When a message came that was signed with another secret. */
+	foreignAt: number;
 	/** Changes of the kernel, one after the other, and how many are under way. */
 	work: Promise<void>;
 	working: number;
@@ -139,6 +152,8 @@ const LEAST_PENDING_MS = 5000;
 const MOST_SEEN = 64;
 /** A confirmation takes no longer, unless it is lost again and again. */
 const CONFIRM_MS = 10_000;
+/** Who has another secret tries again and again: later than this after the last it may have been given the right one. */
+const FOREIGN_MS = LONGEST_REKEY_RETRY_MS * 2;
 /** Keys so old, in intervals, are worth a warning; unwanted ones go. */
 const STALE_INTERVALS = 1.5;
 const UNWANTED_INTERVALS = 2;
@@ -174,16 +189,20 @@ export class Exchange {
 		return [...this.#peers.values()].flatMap((p) => (p.current === undefined ? [] : [p.current]));
 	}
 
-	/** Peers that are wanted and have no keys, and those whose keys should have been renewed. */
-	problems(): { readonly missing: readonly string[]; readonly stale: readonly string[] } {
+	problems(): Problems {
 		const missing: string[] = [];
 		const stale: string[] = [];
+		const foreign = new Set<string>();
 		for (const p of this.#peers.values()) {
 			if (!p.wanted) continue;
+			const isForeign = this.#deps.now() - p.foreignAt < FOREIGN_MS;
 			if (p.current === undefined) missing.push(p.address);
-			else if (this.#age(p) > this.#deps.intervalMs * STALE_INTERVALS) stale.push(p.address);
+			else if (this.#age(p) > this.#deps.intervalMs * STALE_INTERVALS || (isForeign && this.#isDue(p)))
+				stale.push(p.address);
+			else continue;
+			if (isForeign) foreign.add(p.address);
 		}
-		return { missing, stale };
+		return { missing, stale, foreign };
 	}
 
 	/** @param peers every node that shares an encrypted network with this one → whether endpoints of this node may send to it */
@@ -236,6 +255,8 @@ export class Exchange {
 		const p = m === undefined ? undefined : this.#peers.get(m.from);
 		if (m === undefined || p === undefined || m.from !== from || m.to !== this.#deps.self) {
 			this.counters.refused++;
+			const sender = m === undefined && isMessage(datagram) ? this.#peers.get(from) : undefined;
+			if (sender !== undefined) sender.foreignAt = this.#deps.now();
 			return;
 		}
 		const now = this.#deps.now();
@@ -279,6 +300,7 @@ export class Exchange {
 			lastStart: Number.NEGATIVE_INFINITY,
 			lastPending: Number.NEGATIVE_INFINITY,
 			lastSent: Number.NEGATIVE_INFINITY,
+			foreignAt: Number.NEGATIVE_INFINITY,
 			work: Promise.resolve(),
 			working: 0,
 		};
@@ -517,6 +539,7 @@ export class Exchange {
 			at: this.#deps.now(),
 		};
 		p.asking = { nextAt: 0, tries: 0 };
+		p.foreignAt = Number.NEGATIVE_INFINITY;
 		this.counters.sessions++;
 		this.#deps.onChange(this.sessions);
 	}

@@ -80,9 +80,14 @@ export function encodeMessage(m: Message, key: Uint8Array): Buffer {
 	return out;
 }
 
+/** Whether it has the form of a message, whoever signed it. */
+export function isMessage(b: Buffer): boolean {
+	return b.length === MESSAGE_BYTES && b.subarray(0, 4).equals(MAGIC);
+}
+
 /** undefined: it is something else, or not by somebody who has the secret. */
 export function decodeMessage(b: Buffer, key: Uint8Array): Message | undefined {
-	if (b.length !== MESSAGE_BYTES || !b.subarray(0, 4).equals(MAGIC)) return undefined;
+	if (!isMessage(b)) return undefined;
 	const mac = createHmac('sha256', key).update(b.subarray(0, BODY)).digest();
 	if (!timingSafeEqual(mac, b.subarray(BODY))) return undefined;
 	const type = MESSAGE_TYPES[b[4]];

@@ -19,6 +19,7 @@ import { formatDuration } from '../mesh/sources/document.js';
 import { formatOptions } from '../mesh/sources/file.js';
 import type { Counters, FlowRow, MeshStore } from '../mesh/store.js';
 import type { MetricsSnapshot } from '../metrics/registry.js';
+import type { EncryptionView } from './encryption.js';
 import type { Local } from './local.js';
 import type { PeerView } from './peers.js';
 
@@ -81,6 +82,7 @@ export interface StatusInput {
 	/** Nodes whose tables differ from this one's. */
 	readonly differing: readonly string[];
 	readonly moving: ReadonlyMap<string, number>;
+	readonly encryption: EncryptionView | undefined;
 	readonly warnings: readonly string[];
 }
 
@@ -131,6 +133,17 @@ export function status(i: StatusInput): StatusView {
 			...(local?.refusedPorts ?? []).map((r) => ({ what: r.key, service: r.service, reason: r.reason })),
 			...(local?.refused ?? []).map((r) => ({ what: r.name, reason: r.reason })),
 		],
+		encryption:
+			i.encryption === undefined
+				? null
+				: {
+						interface: i.encryption.interface,
+						ready: i.encryption.ready,
+						missing: [...i.encryption.missing],
+						stale: [...i.encryption.stale],
+						oldestKeysAt: i.encryption.oldest?.toISOString() ?? null,
+						keyInterval: formatDuration(i.encryption.intervalMs),
+					},
 		warnings: [...i.warnings, ...(local?.problems.values() ?? [])],
 	};
 }

@@ -17,6 +17,12 @@ async function show<T>(client: Client, path: string, format: Format, asTable: (b
 	print(format === 'json' ? body : asTable(JSON.parse(body) as T));
 }
 
+function keys(e: NonNullable<StatusView['encryption']>): string {
+	const missing = e.missing.length === 0 ? '' : `, none with ${e.missing.length} that they are wanted with`;
+	const oldest = e.oldestKeysAt === null ? '' : `, the oldest of ${e.oldestKeysAt}`;
+	return `keys with ${e.ready} node${e.ready === 1 ? '' : 's'}${missing}${oldest}, new ones every ${e.keyInterval}`;
+}
+
 export async function status(client: Client, format: Format): Promise<void> {
 	await show<StatusView>(client, '/v1/status', format, (s) => {
 		const lines = [
@@ -34,6 +40,7 @@ export async function status(client: Client, format: Format): Promise<void> {
 			...s.refused.map(
 				(r) => `refused      ${r.what}${r.service === undefined ? '' : ` of ${r.service}`}: ${r.reason}`,
 			),
+			...(s.encryption === null ? [] : [`encryption   ${keys(s.encryption)}`]),
 			...s.warnings.map((w) => `warning      ${w}`),
 		];
 		return lines.join('\n');

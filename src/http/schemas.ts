@@ -106,6 +106,17 @@ export const Status = z
 		digest: z.string().describe('Of the tables: nodes with the same membership have the same digest'),
 		differing: z.array(z.string()).describe('Nodes whose digest differs from this one’s'),
 		refused: z.array(Refusal),
+		encryption: z
+			.object({
+				interface: z.string().describe('What encrypts: an xfrm interface'),
+				ready: z.number().int().describe('Nodes that there are keys with'),
+				missing: z.array(z.string()).describe('Nodes that keys are wanted with'),
+				stale: z.array(z.string()).describe('Nodes whose keys should have been renewed'),
+				oldestKeysAt: instant.nullable().describe('When the oldest keys in use were made'),
+				keyInterval: z.string().describe('datapath.keyInterval: time between new keys'),
+			})
+			.nullable()
+			.describe('null: no network of this node is encrypted, or it cannot, and a warning says why'),
 		warnings: z.array(z.string()),
 	})
 	.openapi('Status', {
@@ -141,6 +152,14 @@ export const Status = z
 			digest: '8d3f1c2ab4e59077',
 			differing: [],
 			refused: [],
+			encryption: {
+				interface: 'bl-esp',
+				ready: 2,
+				missing: [],
+				stale: [],
+				oldestKeysAt: '2026-01-02T03:04:07.000Z',
+				keyInterval: '12h',
+			},
 			warnings: [],
 		},
 	});

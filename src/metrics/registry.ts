@@ -35,6 +35,7 @@ export interface EncryptionCounters {
 	readonly sessions: number;
 	readonly errors: number;
 	readonly refused: number;
+	readonly dropped: readonly { readonly direction: string; readonly reason: string; readonly packets: number }[];
 }
 
 export interface MetricsDeps {
@@ -163,6 +164,7 @@ export function createMetrics(deps: MetricsDeps): Metrics {
 			count('encryptionSessions', {}, keys.sessions);
 			count('encryptionErrors', {}, keys.errors);
 			count('encryptionRefused', {}, keys.refused);
+			for (const { packets, ...labels } of keys.dropped) count('encryptionDropped', labels, packets);
 		}
 		const runs = new Map<string, number>();
 		for (const r of deps.runSeconds() ?? []) runs.set(r.program, (runs.get(r.program) ?? 0) + r.seconds);

@@ -214,6 +214,13 @@ export const METRICS = {
 		unit: 'messages',
 		labels: [],
 	},
+	encryptionDropped: {
+		name: 'beeline_encryption_dropped_packets_total',
+		type: 'counter',
+		help: 'Packets that IPsec of this node dropped: no_keys, or the kernel’s reasons (/proc/net/xfrm_stat, which counts other IPsec too)',
+		unit: 'packets',
+		labels: ['direction', 'reason'],
+	},
 	programRun: {
 		name: 'beeline_program_run_seconds_total',
 		type: 'counter',

@@ -11,8 +11,10 @@ import {
 	type EncryptionInput,
 	type EncryptionState,
 	NO_ENCRYPTION_STATE,
+	parseNoKeys,
 	parsePolicies,
 	parseStates,
+	parseXfrmStat,
 	peersOf,
 	readSecret,
 	whyNoEsp,
@@ -151,6 +153,54 @@ test('two nodes agree on keys; arguments, logs and state hold none; the last end
 	assert.equal(one.state, NO_ENCRYPTION_STATE);
 	await one.encryption.close();
 	await two.encryption.close();
+});
+
+test('a node with another secret is named, once in the log, and so is its return', async () => {
+	const one = new Node();
+	const two = new Node(Buffer.alloc(40, 't'));
+	await one.encryption.update(input('n1', [5101]));
+	await two.encryption.update(input('n2', [5101]));
+	const said = () => one.log.filter((x) => /no keys/.test(x));
+	await waitFor('the log to be told', () => said().length > 0, 10_000);
+	assert.match(
+		said().join(),
+		/^no keys with n2 \(127\.0\.0\.2\), so nothing of encrypted networks goes there or comes from there: the secret in datapath\.secretFile there is another than this node's$/,
+	);
+	assert.equal(one.encryption.warnings(), said());
+	await new Promise((r) => setTimeout(r, 2500));
+	assert.is(said().length, 1, 'once');
+	assert.ok((one.encryption.metrics()?.refused ?? 0) > 0);
+	assert.equal(one.encryption.view()?.missing, ['n2']);
+	assert.is(one.kernel.states.size, 0);
+	await two.encryption.close();
+	const right = new Node();
+	await right.encryption.update(input('n2', [5101]));
+	await waitFor('keys', () => one.log.some((x) => x === 'there are new keys with n2 (127.0.0.2)'), 10_000);
+	assert.equal(one.encryption.warnings(), []);
+	const view = one.encryption.view();
+	assert.equal([view?.ready, view?.missing, view?.stale], [1, [], []]);
+	assert.ok(Date.now() - (view?.oldest?.getTime() ?? 0) < 10_000);
+	await one.encryption.close();
+	await right.encryption.close();
+});
+
+test('what the kernel dropped is read from what it prints', () => {
+	assert.equal(
+		parseXfrmStat('XfrmInError             \t0\nXfrmInStateSeqError     \t3\nXfrmOutNoStates \t7\nXfrmFwdHdrError 1\n'),
+		[
+			{ direction: 'in', reason: 'error', packets: 0 },
+			{ direction: 'in', reason: 'state_seq_error', packets: 3 },
+			{ direction: 'out', reason: 'no_states', packets: 7 },
+			{ direction: 'out', reason: 'fwd_hdr_error', packets: 1 },
+		],
+	);
+	const dev = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+bl-esp:    1000      10    0    0    0     0          0         0     2000      20   14   14    0     0      13          0
+`;
+	assert.is(parseNoKeys(dev), 13);
+	assert.is(parseNoKeys(''), 0);
 });
 
 test('without a secret, or on a kernel that cannot, nothing is begun and the reason is one sentence', async () => {

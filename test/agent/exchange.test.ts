@@ -304,7 +304,7 @@ exchange('three nodes have keys with each other after a few round trips', async 
 	assert.equal(w.lost, []);
 	for (const h of w.hosts.values()) {
 		assert.is(h.agent?.sessions.length, 2);
-		assert.equal(h.agent?.problems(), { missing: [], stale: [] });
+		assert.equal(h.agent?.problems(), { missing: [], stale: [], foreign: new Set() });
 	}
 });
 
@@ -446,8 +446,14 @@ exchange('messages of strangers, of other secrets, and one’s own sent back are
 	agent.receive(encodeMessage({ ...m, type: 'offer' }, key), B);
 	agent.receive(Buffer.from('hello'), B);
 	assert.is(agent.counters.refused, 6);
+	assert.equal(agent.problems().stale, [], 'who can write a sender’s address cannot make good keys look bad');
 	await w.run(500);
 	assert.ok(w.complete());
+	// Keys are due, and the other’s agent comes back with another secret: packets go on under the old ones.
+	await w.stop(B);
+	w.now += INTERVAL;
+	agent.receive(encodeMessage(m, messageKey(Buffer.from('x'.repeat(40)))), B);
+	assert.equal(agent.problems(), { missing: [], stale: [B], foreign: new Set([B]) });
 });
 
 exchange('a kernel that takes no association is told of, and asked again with other keys', async () => {

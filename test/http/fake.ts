@@ -201,6 +201,14 @@ export function fakeAgent(): FakeAgent {
 				digest: '00ff',
 				differing: ['node2'],
 				refused: [{ what: 'tcp/22', service: 'web', reason: 'port 22 is held by sshd' }],
+				encryption: {
+					interface: 'bl-esp',
+					ready: 1,
+					missing: ['node3'],
+					stale: [],
+					oldestKeysAt: '2026-01-02T03:04:07.000Z',
+					keyInterval: '12h',
+				},
 				warnings: ['eth0: rp_filter is strict'],
 			};
 		},

@@ -55,7 +55,13 @@ function setUp() {
 			inFlight: 2,
 			namespaces: { serving: 7, beside: 2, held: 1 },
 		}),
-		encryption: () => ({ ready: 4, missing: 1, oldestSeconds: 90, sessions: 12, errors: 0, refused: 3 }),
+		encryption: () => ({
+			...{ ready: 4, missing: 1, oldestSeconds: 90, sessions: 12, errors: 0, refused: 3 },
+			dropped: [
+				{ direction: 'out', reason: 'no_keys', packets: 2 },
+				{ direction: 'in', reason: 'state_seq_error', packets: 5 },
+			],
+		}),
 	});
 	const value = async (line: string) => {
 		const { text } = await metrics.scrape();
@@ -106,6 +112,8 @@ test('values and labels', async () => {
 	assert.is(await value('beeline_encryption_errors_total'), 0);
 	assert.is(await value('beeline_encryption_refused_messages_total'), 3);
 	assert.is(await value('beeline_dns_namespaces{state="beside"}'), 2);
+	assert.is(await value('beeline_encryption_dropped_packets_total{direction="out",reason="no_keys"}'), 2);
+	assert.is(await value('beeline_encryption_dropped_packets_total{direction="in",reason="state_seq_error"}'), 5);
 	assert.is(await value('beeline_dns_namespaces{state="held"}'), 1);
 	assert.is(await value('beeline_packets_total{program="uplink_xdp",verdict="encap_node"}'), 7);
 	assert.is(await value('beeline_bytes_total{program="uplink_xdp",verdict="encap_node"}'), 700);
