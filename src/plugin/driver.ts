@@ -252,13 +252,22 @@ export function createDriver(deps: DriverDeps): Driver {
 			const bytes = mtu === undefined ? undefined : Number(mtu);
 			if (bytes !== undefined && !(Number.isInteger(bytes) && bytes >= 576 && bytes <= 65535))
 				fail('INVALID', `${OPTION.mtu} is ${mtu}: expected an MTU from 576 to 65535`);
-			const known = new Set<string>([OPTION.network, OPTION.vni, OPTION.mtu]);
+			const known = new Set<string>([OPTION.network, OPTION.vni, OPTION.mtu, OPTION.encrypted]);
 			const strange = Object.keys(generic).find((k) => !known.has(k));
 			if (strange !== undefined)
 				fail('INVALID', `${strange} is no option of Beeline's: expected ${[...known].join(', ')}`);
 			const vni = generic[OPTION.vni];
 			if (vni !== undefined && String(vni) !== String(n.vni))
 				fail('INVALID', `${OPTION.vni} is ${vni}, and network ${n.name} has VNI ${n.vni}: leave it out`);
+			// Whether it is, the membership says, for all nodes: whoever types it must not believe what is not so.
+			const encrypted = generic[OPTION.encrypted];
+			if (encrypted !== undefined && (encrypted !== 'false') !== (n.options.encrypted ?? false))
+				fail(
+					'REFUSED',
+					n.options.encrypted
+						? `network ${n.name} is encrypted: leave -o encrypted=false out`
+						: `network ${n.name} is not encrypted: say options: { encrypted: true } of it in ${host.place}`,
+				);
 			const network: DockerNetwork = {
 				id: r.NetworkID,
 				network: n.name,

@@ -77,6 +77,7 @@ export const OPTION = {
 	requestType: 'RequestAddressType',
 	mtu: 'com.docker.network.driver.mtu',
 	vni: 'com.docker.network.driver.overlay.vxlanid_list',
+	encrypted: 'encrypted',
 	/** Ours: the network of the membership. */
 	network: 'beeline.network',
 } as const;

@@ -261,7 +261,20 @@ networks('a network without Beeline’s addresses, or that does not fit, is refu
 		data('beeline', '10.48.0.0/24'),
 		/sealed is encrypted, and no secret is set/,
 	);
+	await no(
+		{ ...red, encrypted: '' },
+		data('beeline', '10.44.0.0/24'),
+		/red is not encrypted: say options: { encrypted: true } of it in mesh\.yaml/,
+	);
+	const vault = { 'beeline.network': 'vault' };
+	await no({ ...vault, encrypted: 'false' }, data('beeline', '10.50.0.0/24'), /vault is encrypted: leave -o/);
 	assert.equal(e.store.get().networks, []);
+	for (const encrypted of [{}, { encrypted: '' }, { encrypted: 'true' }]) {
+		const Options = { [GENERIC]: { ...vault, ...encrypted } };
+		const IPv4Data = data('beeline', '10.50.0.0/24');
+		const r = await e.call('NetworkDriver.CreateNetwork', { NetworkID: 'v', Options, IPv4Data, IPv6Data: [] });
+		assert.equal(r, {});
+	}
 });
 
 networks('it is known by option, by VNI, by subnet', async () => {

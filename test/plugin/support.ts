@@ -28,6 +28,7 @@ export const NETWORKS = [
 	network('green', '10.47.0.0/24', 5005),
 	network('sealed', '10.48.0.0/24', 5007, { options: { encrypted: true } }),
 	network('tiny', '10.49.0.0/29', 5006),
+	network('vault', '10.50.0.0/24', 5008, { options: { encrypted: true } }),
 ];
 
 export interface Engine {
@@ -61,7 +62,7 @@ export function engine(self: string, networks: readonly NetworkSpec[] = NETWORKS
 			place: 'mesh.yaml',
 			refusal: (n) => (n.attachable ? undefined : `network ${n.name} is not manually attachable`),
 			cannotCarry: async (n) =>
-				n.options.encrypted ? `network ${n.name} is encrypted, and no secret is set` : undefined,
+				n.name === 'sealed' ? `network ${n.name} is encrypted, and no secret is set` : undefined,
 			pick: async (n, address) => {
 				const picked = overlay.pick({ network: n, self, reserved: new Set(), ...(address ? { address } : {}) });
 				return { address: picked, holder: `${n.name}-${picked}` };
