@@ -26,6 +26,7 @@ const alone = /(^|\/)(datapath|loader|netns|swarm|vm|bench|libbpf-ts|bpf-loader)
 const limitsMs: readonly (readonly [RegExp, number])[] = [
 	[/\/netns\//, 300_000],
 	[/\/swarm\//, 600_000],
+	[/\/vm\/encryption-agents/, 3_900_000],
 	[/\/vm\//, 2_400_000],
 	[/./, 180_000],
 ];

@@ -8,7 +8,7 @@
  * Stands alone: node dist/test/vm/encryption-guest.js, on any such kernel.
  */
 import { randomBytes } from 'node:crypto';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { NetworkFlag } from '../../src/loader/layout.gen.js';
@@ -16,6 +16,7 @@ import { innerMtu, macOfAddress } from '../../src/mesh/subnets.js';
 import { mountBpffs, type Running, Topology } from '../support/netns.js';
 import { waitFor } from '../support/wait.js';
 import type { NodeFile, NodeReport } from './encryption-node.js';
+import { sight } from './sight.js';
 
 const began = performance.now();
 const say = (what: string): void =>
@@ -26,6 +27,9 @@ const PATIENCE_MS = 200_000;
 /** Between keys. */
 const INTERVAL_MS = 30_000;
 const MARKER = 'beeline-must-not-be-read-on-the-wire';
+const BULK_BYTES = Number(process.env.BEELINE_BULK_BYTES ?? 100_000_000);
+const SPEED_BYTES = Number(process.env.BEELINE_SPEED_BYTES ?? 10_000_000);
+const SPEED_ROUNDS = Number(process.env.BEELINE_SPEED_ROUNDS ?? 11);
 const SECRET = 5101;
 const OPEN = 5102;
 const PLACES = [
@@ -39,37 +43,6 @@ type Name = (typeof PLACES)[number][0];
 const place = (name: Name) => PLACES.find(([n]) => n === name) as (typeof PLACES)[number];
 const address4 = (name: Name) => `10.${place(name)[2] === SECRET ? 45 : 46}.0.${place(name)[3]}`;
 const address6 = (name: Name) => `fd00:${place(name)[2] === SECRET ? 45 : 46}::${place(name)[3]}`;
-
-/** Packets that the switch saw, by kind; and one of ESP from n1 to n2, in hexadecimal. */
-function sight(file: string): {
-	readonly kinds: Record<string, number>;
-	readonly marker: boolean;
-	readonly esp?: string;
-} {
-	const bytes = readFileSync(file);
-	const kinds: Record<string, number> = {};
-	let esp: string | undefined;
-	// pcap: a header of 24, then for each packet 16 and its bytes.
-	for (let at = 24; at + 16 <= bytes.length; ) {
-		const length = bytes.readUInt32LE(at + 8);
-		const p = bytes.subarray(at + 16, at + 16 + length);
-		at += 16 + length;
-		let kind = `ethertype ${p.readUInt16BE(12).toString(16)}`;
-		if (p.readUInt16BE(12) === 0x0800) {
-			const l4 = 14 + (p[14] & 15) * 4;
-			kind = p[23] === 1 ? 'icmp' : `ip ${p[23]}`;
-			if (p[23] === 50) kind = 'esp';
-			if (p[23] === 17) {
-				const port = p.readUInt16BE(l4 + 2);
-				kind = `udp ${port}`;
-				if (port === 4789 && p.length >= l4 + 16) kind = `vxlan ${p.readUInt32BE(l4 + 12) >>> 8}`;
-			}
-		}
-		kinds[kind] = (kinds[kind] ?? 0) + 1;
-		if (kind === 'esp' && p[29] === 1 && p[33] === 2) esp ??= p.toString('hex');
-	}
-	return { kinds, marker: bytes.includes(MARKER), esp };
-}
 
 /** VXLAN of the encrypted network in the clear, from one node to another. */
 function plainFrame(net: Topology, from: string, to: string): string {
@@ -213,6 +186,15 @@ export interface Seen {
 		warnings: readonly string[];
 		associations: number;
 	};
+	/** By direction. */
+	bulk: Record<string, { ok: number; failures: Readonly<Record<string, number>>; retransmits: number; mbps: number }>;
+	/** Packets that IPsec dropped meanwhile, by node and reason. */
+	bulkDropped: Record<string, number>;
+	/** Packets of the encrypted network in the clear. */
+	plainInBulk: number;
+	/** TCP, Mbit/s by round, and the median of encrypted to plain. */
+	speed: { secret: number[]; open: number[] };
+	ratio: number;
 }
 
 async function main(): Promise<Seen> {
@@ -267,7 +249,7 @@ async function main(): Promise<Seen> {
 		const bulk = await net.load('s1', ['-n', 1, '-c', 1, '-t', 60_000, '-D', 1 << 20, `[${address6('s2')}]:80`]);
 		seen.tcp = { few: [few.ok, few.failures, few.backends], bulk: [bulk.ok, bulk.failures, bulk.retransmits] };
 		say(JSON.stringify(seen.tcp));
-		const wire = await capture.stop().then(() => sight(capture.file));
+		const wire = await capture.stop().then(() => sight(capture.file, MARKER));
 		seen.wire = { kinds: wire.kinds, marker: wire.marker };
 		say(JSON.stringify(seen.wire));
 
@@ -283,7 +265,8 @@ async function main(): Promise<Seen> {
 		const rejected = () =>
 			Number(/XfrmInStateSeqError\s+(\d+)/.exec(net.exec('n2', ['cat', '/proc/net/xfrm_stat']).stdout)?.[1]);
 		const before = rejected();
-		if (wire.esp !== undefined) net.frame('n1', 'eth0', wire.esp);
+		const sealed = wire.esp[`${net.address('n1').v4} > ${net.address('n2').v4}`];
+		if (sealed !== undefined) net.frame('n1', 'eth0', sealed);
 		await waitFor('the copy to be rejected', () => rejected() > before, 5000).catch(() => undefined);
 		seen.refused = {
 			plain: (await counter('n2', 'uplink_xdp drop_plain')) - plain,
@@ -314,6 +297,47 @@ async function main(): Promise<Seen> {
 			associations: net.exec('n1', ['ip', 'xfrm', 'state', 'list', 'nokeys']).stdout.match(/^src /gm)?.length ?? 0,
 		};
 		say(JSON.stringify([seen.steady, seen.keys]));
+
+		// Bulk, while keys go on to change. The kernel of the switch looks for the VNI: little is asked of the machine.
+		const encryptedVni = ['(udp[12:4]', '&', '0xffffff00)', '=', `${SECRET * 256}`].join(' ');
+		const never = await net.capture('sw', 'br0', `udp dst port 4789 and ${encryptedVni}`);
+		for (const name of ['s1', 'o1', 'o2'] as const) await net.httpd(name, 80);
+		const dropped = () =>
+			Object.fromEntries(
+				net.nodes.flatMap((n) =>
+					[...net.exec(n, ['cat', '/proc/net/xfrm_stat']).stdout.matchAll(/^(\w+)\s+(\d+)$/gm)].map(
+						([, reason, count]) => [`${n} ${reason}`, Number(count)] as const,
+					),
+				),
+			);
+		const fetch = async (from: Name, to: Name, bytes: number) => {
+			const limit = 900_000;
+			const r = await net.load(from, ['-n', 1, '-c', 1, '-t', limit, '-D', bytes, `${address4(to)}:80`], limit);
+			const mbps = Math.round((bytes * 8) / r.durationMs / 10) / 100;
+			return { ok: r.ok, failures: r.failures, retransmits: r.retransmits, mbps };
+		};
+		const droppedBefore = dropped();
+		seen.bulk = {};
+		for (const [from, to] of [
+			['s1', 's2'],
+			['s2', 's1'],
+		] as const) {
+			seen.bulk[`${to} > ${from}`] = await fetch(from, to, BULK_BYTES);
+			say(JSON.stringify(seen.bulk));
+		}
+		seen.bulkDropped = Object.fromEntries(
+			Object.entries(dropped()).flatMap(([k, n]) => (n > droppedBefore[k] ? [[k, n - droppedBefore[k]]] : [])),
+		);
+		seen.speed = { secret: [], open: [] };
+		for (let round = 0; round < SPEED_ROUNDS; round++) {
+			seen.speed.secret.push((await fetch('s1', 's2', SPEED_BYTES)).mbps);
+			seen.speed.open.push((await fetch('o1', 'o2', SPEED_BYTES)).mbps);
+		}
+		const ratios = seen.speed.secret.map((x, i) => x / seen.speed.open[i]).sort((a, b) => a - b);
+		seen.ratio = Math.round((ratios[ratios.length >> 1] ?? Number.NaN) * 1000) / 1000;
+		await never.stop();
+		seen.plainInBulk = Object.values(sight(never.file, MARKER).kinds).reduce((a, b) => a + b, 0);
+		say(JSON.stringify([seen.bulkDropped, seen.speed, seen.ratio, seen.plainInBulk]));
 		return seen;
 	} catch (error) {
 		say(`so far: ${JSON.stringify(seen)}`);
