@@ -25,7 +25,10 @@ const say = (what: string): void =>
 /** Times BEELINE_SLOWNESS: agents take minutes to start in an emulated machine. */
 const PATIENCE_MS = 120_000;
 const MARKER = 'beeline-must-not-be-read-on-the-wire';
-const PATTERN = Buffer.from(MARKER).toString('hex').slice(0, 32);
+/** What pings carry, again and again: sixteen bytes. */
+const CARRIED = MARKER.slice(0, 16);
+const PATTERN = Buffer.from(CARRIED).toString('hex');
+const OPEN_PATTERN = Buffer.from('of the plain net').toString('hex');
 const SECRET = 5101;
 
 const open: NetworkDocument = {
@@ -128,6 +131,8 @@ async function watch(net: Topology, name: string, args: readonly string[]) {
 	};
 }
 
+const endless = (to: string): string[] => ['ping', '-n', '-i', '0.2', '-p', PATTERN, to];
+
 class Story {
 	readonly agents = new Map<string, Agent>();
 	readonly endpoints = new Map<Name, EndpointView>();
@@ -191,9 +196,10 @@ class Story {
 
 	/** Whether one ping of a few is answered. */
 	pings(from: Name, to: string, more: readonly string[] = [], tries = 3): boolean {
+		const pattern = PLACES[from][1] === 'open' ? OPEN_PATTERN : PATTERN;
 		for (let k = 0; k < tries; k++)
 			if (
-				this.net.exec(from, ['ping', '-n', '-c', '1', '-W', '2', '-p', PATTERN, ...more, to], { mayFail: true })
+				this.net.exec(from, ['ping', '-n', '-c', '1', '-W', '2', '-p', pattern, ...more, to], { mayFail: true })
 					.code === 0
 			)
 				return true;
@@ -256,9 +262,7 @@ async function tell(net: Topology, s: Story, seen: AgentsSeen): Promise<void> {
 
 	// s1 speaks to endpoints that are not there yet, on nodes that there are no keys with.
 	await s.attach('s1');
-	const early: Running[] = (['s2', 's3'] as const).map((to) =>
-		net.spawn('s1', ['ping', '-n', '-i', '0.2', '-p', PATTERN, address(to)]),
-	);
+	const early: Running[] = (['s2', 's3'] as const).map((to) => net.spawn('s1', endless(address(to))));
 	await Promise.all((['s2', 's3'] as const).map((name) => s.attach(name)));
 	await Promise.all(opens.map((name) => s.attach(name)));
 	seen.mtu = Object.fromEntries([...s.endpoints].map(([name, e]) => [name, e.mtu]));
@@ -266,10 +270,10 @@ async function tell(net: Topology, s: Story, seen: AgentsSeen): Promise<void> {
 	say('s1 reaches s2');
 	await Promise.all(early.map((r) => r.stop('SIGINT')));
 	const noKeys = 'beeline_encryption_dropped_packets_total{direction="out",reason="no_keys"}';
-	const soFar = sight(plain.file, MARKER);
+	const soFar = sight(plain.file, CARRIED);
 	seen.early = {
 		dropped: (await s.metrics('n1'))[noKeys] ?? 0,
-		esp: sight(sealed.file, MARKER).kinds.esp ?? 0,
+		esp: sight(sealed.file, CARRIED).kinds.esp ?? 0,
 		vxlan: soFar.kinds[`vxlan ${SECRET}`] ?? 0,
 	};
 	say(JSON.stringify(seen.early));
@@ -405,8 +409,8 @@ async function tell(net: Topology, s: Story, seen: AgentsSeen): Promise<void> {
 
 	// All that the kernel of n3 had of it is gone, and s3 goes on speaking.
 	await s.agent('n3').stop('SIGKILL');
-	const stubborn = net.spawn('s3', ['ping', '-n', '-i', '0.2', '-p', PATTERN, address('s1')]);
-	const towards = net.spawn('s1', ['ping', '-n', '-i', '0.2', '-p', PATTERN, address('s3')]);
+	const stubborn = net.spawn('s3', endless(address('s1')));
+	const towards = net.spawn('s1', endless(address('s3')));
 	net.exec('n3', ['ip', 'xfrm', 'state', 'flush']);
 	const withoutStates = s.pings('s3', address('s1'), [], 2);
 	net.exec('n3', ['ip', 'xfrm', 'policy', 'flush']);
@@ -423,7 +427,7 @@ async function tell(net: Topology, s: Story, seen: AgentsSeen): Promise<void> {
 	await Promise.all([stubborn.stop('SIGINT'), towards.stop('SIGINT')]);
 	say(JSON.stringify(seen.lost));
 
-	const unaware = net.spawn('s1', ['ping', '-n', '-i', '0.2', '-p', PATTERN, address('s2')]);
+	const unaware = net.spawn('s1', endless(address('s2')));
 	s.mesh([open]);
 	const device = () => (net.ipJson('n1', 'link show') as { ifname: string }[]).some((l) => l.ifname === 'bl-esp');
 	await waitFor('n1 to have no keys', () => !device() && s.spis('n1').length === 0, 20_000, 500).catch(() => undefined);
@@ -438,12 +442,6 @@ async function tell(net: Topology, s: Story, seen: AgentsSeen): Promise<void> {
 	seen.removed = { ...seen.removed, back: again.every(Boolean) };
 	await unaware.stop('SIGINT');
 	say(JSON.stringify(seen.removed));
-
-	const missed = (await plain.stop()) + (await sealed.stop());
-	const { esp: _, ...clear } = sight(plain.file, MARKER);
-	const { esp: _e, inner: _i, ...hidden } = sight(sealed.file, MARKER);
-	seen.wire = { ...clear, sealed: hidden, missed };
-	say(JSON.stringify(seen.wire));
 
 	seen.metrics = await s.metrics('n1');
 	seen.warnings = {};
@@ -467,10 +465,19 @@ async function tell(net: Topology, s: Story, seen: AgentsSeen): Promise<void> {
 	await waitFor('n1 to drop its keys', () => s.spis('n1').length === 0, 20_000, 500).catch(() => undefined);
 	seen.left = s.spis('n1').length;
 	say('detached');
+	const last = [net.spawn('s2', endless(address('s3'))), net.spawn('s3', endless(address('s2')))];
 	await s.agent('n2').stop();
 	await s.agent('n2').cli(['detach', '--config', s.agent('n2').configFile, '--now'], { local: true });
+	await sleep(5000);
+	await Promise.all(last.map((r) => r.stop('SIGINT')));
 	seen.links = (net.ipJson('n2', 'link show') as { ifname: string }[]).map((l) => l.ifname);
 	seen.policies = net.exec('n2', ['ip', 'xfrm', 'policy', 'list']).stdout;
+
+	const missed = (await plain.stop()) + (await sealed.stop());
+	const { esp: _, ...clear } = sight(plain.file, CARRIED);
+	const { esp: _e, inner: _i, ...hidden } = sight(sealed.file, CARRIED);
+	seen.wire = { ...clear, sealed: hidden, missed };
+	say(JSON.stringify(seen.wire));
 }
 
 async function main(): Promise<AgentsSeen> {

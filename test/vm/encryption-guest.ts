@@ -249,7 +249,7 @@ async function main(): Promise<Seen> {
 		const bulk = await net.load('s1', ['-n', 1, '-c', 1, '-t', 60_000, '-D', 1 << 20, `[${address6('s2')}]:80`]);
 		seen.tcp = { few: [few.ok, few.failures, few.backends], bulk: [bulk.ok, bulk.failures, bulk.retransmits] };
 		say(JSON.stringify(seen.tcp));
-		const wire = await capture.stop().then(() => sight(capture.file, MARKER));
+		const wire = await capture.stop().then(() => sight(capture.file, MARKER.slice(0, 16)));
 		seen.wire = { kinds: wire.kinds, marker: wire.marker };
 		say(JSON.stringify(seen.wire));
 

@@ -28,6 +28,8 @@ export function sight(file: string, marker: string, vxlanPort = 4789): Sight {
 	// A header of 24 bytes, then for each packet 16 (seconds, microseconds, kept, length) and what was kept of it.
 	for (let at = 24; at + 16 <= bytes.length; ) {
 		const kept = bytes.readUInt32LE(at + 8);
+		// Still being written.
+		if (at + 16 + kept > bytes.length) break;
 		longest = Math.max(longest, bytes.readUInt32LE(at + 12));
 		const p = bytes.subarray(at + 16, at + 16 + kept);
 		at += 16 + kept;
