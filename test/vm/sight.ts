@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 
 export interface Sight {
-	/** Packets by kind: esp, vxlan VNI, udp PORT, tcp, icmp, icmp6, ip PROTOCOL, ethertype HEX. */
+	/** Packets by kind: esp, vxlan VNI, vxlan VNI answered, udp PORT, tcp, icmp, icmp6, ip PROTOCOL, ethertype HEX. */
 	readonly kinds: Record<string, number>;
 	/** Of the outer IPv4 packets. */
 	readonly fragments: number;
@@ -43,11 +43,12 @@ export function sight(file: string, marker: string, vxlanPort = 4789): Sight {
 			kind = { 1: 'icmp', 6: 'tcp', 50: 'esp' }[protocol] ?? `ip ${protocol}`;
 			if (protocol === 50) esp[`${ip(p.subarray(26))} > ${ip(p.subarray(30))}`] ??= p.toString('hex');
 			if (protocol === 17) {
-				const port = p.readUInt16BE(l4 + 2);
+				const [source, port] = [p.readUInt16BE(l4), p.readUInt16BE(l4 + 2)];
 				kind = `udp ${port}`;
-				if (port === vxlanPort && p.length >= l4 + 16) {
+				// Probes of the mesh are answered by what they were asked with, addresses and ports changed about.
+				if ((port === vxlanPort || source === vxlanPort) && p.length >= l4 + 16) {
 					const vni = p.readUInt32BE(l4 + 12) >>> 8;
-					kind = `vxlan ${vni}`;
+					kind = `vxlan ${vni}${port === vxlanPort ? '' : ' answered'}`;
 					const frame = l4 + 16;
 					if (p.length >= frame + 34 && p.readUInt16BE(frame + 12) === 0x0800) {
 						inner[vni] ??= new Set();
