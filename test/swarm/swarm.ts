@@ -307,15 +307,7 @@ export class Swarm {
 		const child = this.#spawn('client', [tool('load'), ...args.map(String)]);
 		return {
 			report: () => this.#report<LoadReport>(child),
-			ready: () =>
-				new Promise((resolve, reject) => {
-					let text = '';
-					child.stderr?.on('data', (part: string) => {
-						text += part;
-						if (/^ready$/m.test(text)) resolve();
-					});
-					child.on('close', () => reject(new Error(`load ended before it was ready: ${text}`)));
-				}),
+			ready: () => ready(child),
 			stop: () => void child.kill('SIGTERM'),
 		};
 	}
@@ -373,7 +365,7 @@ export class Swarm {
 		node: number,
 		container: string,
 		command: readonly (string | number)[],
-	): { report(): Promise<R>; stop(): void } {
+	): { report(): Promise<R>; ready(): Promise<void>; stop(): void } {
 		const child = spawnProcess('docker', ['exec', container, ...command.map(String)], {
 			env: { ...process.env, DOCKER_HOST: `unix://${this.directory}/node${node}/run/docker.sock` },
 			stdio: ['ignore', 'pipe', 'pipe'],
@@ -381,7 +373,7 @@ export class Swarm {
 		const report = this.#report<R>(child);
 		// Whoever waits for it is told; nobody may be waiting yet.
 		report.catch(() => undefined);
-		return { report: () => report, stop: () => void child.kill('SIGTERM') };
+		return { report: () => report, ready: () => ready(child), stop: () => void child.kill('SIGTERM') };
 	}
 
 	/** Addresses of `port` on nodes. */
@@ -432,6 +424,18 @@ export class Swarm {
 		rmSync(this.#pass, { force: true });
 		rmSync(join(tmpdir(), `${this.prefix}-rootfs`), { recursive: true, force: true });
 	}
+}
+
+/** When `load` says that each connection has had its first answer. */
+function ready(child: ReturnType<typeof spawnProcess>): Promise<void> {
+	return new Promise((resolve, reject) => {
+		let text = '';
+		child.stderr?.on('data', (part: string) => {
+			text += part;
+			if (/^ready$/m.test(text)) resolve();
+		});
+		child.on('close', () => reject(new Error(`load ended before it was ready: ${text}`)));
+	});
 }
 
 /** The image: busybox, and the servers of the other tests, linked without libraries. */

@@ -1,41 +1,83 @@
 /*
- * Inside a guest of ./run whose kernel has IPVS: Docker's own mesh serves a port, Beeline is installed, dies, comes back and is
- * uninstalled. Topology: test/swarm/bed with one node. Prints what was seen as JSON; ./ipvs.test.ts judges it.
+ * Inside a guest of ./run whose kernel has IPVS: Docker's own mesh serves a port, and a VIP on an overlay network; Beeline is
+ * installed, dies, comes back and is uninstalled. Topology: test/swarm/bed with one node. Prints what was seen as JSON; ./ipvs.test.ts judges it.
  * argv: directory of compiled objects.
  */
 import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beeline } from '../support/beeline.js';
-import type { LoadReport } from '../support/netns.js';
+import type { LoadReport, UdpReport } from '../support/netns.js';
 import { root } from '../support/tools.js';
 import { waitFor } from '../support/wait.js';
 import { cannotUseDocker, Swarm } from '../swarm/swarm.js';
+import { traces } from './traces.js';
 
 const began = performance.now();
 const say = (what: string): void =>
 	void process.stderr.write(`${((performance.now() - began) / 1000).toFixed(0)} s: ${what}\n`);
 const short = (r: LoadReport) => ({ ok: r.ok, failures: r.failures, backends: r.backends, clients: r.clients });
 
-/** What of Beeline, or touched by it, there is on the node. */
-function traces(swarm: Swarm): Record<string, unknown> {
-	const run = (...command: string[]) => swarm.exec(1, command, true).stdout;
-	const kinds = (what: string, of: (x: Record<string, unknown>) => unknown) =>
-		(JSON.parse(run('bpftool', '-j', what, 'show') || '[]') as Record<string, unknown>[]).map(of).sort();
+/** From a task, to the VIP of a service on its overlay network. */
+interface Inside {
+	tcp(n: number): Promise<object>;
+	udp(): Promise<object>;
+	open(n: number): Promise<{ stop(): Promise<LoadReport> }>;
+	/** A connection each second, and the questions of two UDP sockets of each kind. */
+	always(): Promise<() => Promise<object>>;
+}
+
+const peersOf = (r: LoadReport) => ({ ...short(r), peers: r.peers });
+const ofUdp = (r: UdpReport) => ({
+	sent: r.sent,
+	lost: r.lost,
+	corrupt: r.corrupt,
+	moved: r.moved,
+	errors: r.errors,
+	backends: r.backends,
+	clients: r.clients,
+	sources: r.sources,
+});
+
+async function inside(swarm: Swarm, service: string, client: string): Promise<Inside> {
+	const at = await swarm.container(1, client);
+	const text = swarm.docker(1, 'service', 'inspect', service, '--format', '{{json .Endpoint.VirtualIPs}}');
+	const vip = (JSON.parse(text) as { Addr: string }[])[0].Addr.replace(/\/.*/, '');
+	const start = <R>(...command: (string | number)[]) => ({
+		...swarm.startInside<R>(1, at, command),
+		// `docker exec` hands no signal on; all of them end together.
+		end: () => void swarm.exec(1, ['docker', 'exec', at, 'busybox', 'killall', 'load', 'udpload'], true),
+	});
 	return {
-		programs: kinds('prog', (x) => `${x.type} ${x.name ?? ''}`),
-		maps: kinds('map', (x) => `${x.type} ${x.name ?? ''}`),
-		links: kinds('link', (x) => x.type),
-		pins: run('ls', '/sys/fs/bpf'),
-		qdiscs: run('tc', 'qdisc', 'show'),
-		reserved: run('cat', '/proc/sys/net/ipv4/ip_local_reserved_ports'),
-		rules: run('iptables-save')
-			.replace(/^#.*\n/gm, '')
-			.replace(/\[\d+:\d+\]/g, ''),
-		links2: run('ip', '-o', 'link', 'show').replace(/^\d+: |qdisc \S+ /gm, ''),
-		neighbours: run('ip', 'neigh', 'show')
-			.split('\n')
-			.filter((l) => l.includes('extern_learn')),
+		tcp: async (n) =>
+			peersOf(await swarm.inside<LoadReport>(1, at, ['/load', '-n', n, '-c', 4, '-t', 20_000, `${vip}:80`])),
+		udp: async () =>
+			ofUdp(await swarm.inside<UdpReport>(1, at, ['/udpload', '-n', 3, '-c', 6, '-t', 10_000, `${vip}:53`])),
+		async open(n) {
+			const l = start<LoadReport>('/load', '-n', n, '-c', n, '-k', 0, '-i', 1000, '-t', 60_000, `${vip}:80`);
+			await l.ready();
+			return {
+				async stop() {
+					l.end();
+					return await l.report();
+				},
+			};
+		},
+		async always() {
+			const all = {
+				dials: start<LoadReport>('/load', '-n', 0, '-c', 50, '-r', 1, '-d', 1_700_000, '-t', 30_000, `${vip}:80`),
+				sockets: start<UdpReport>('/udpload', '-n', 0, '-c', 2, '-i', 1000, '-t', 10_000, `${vip}:53`),
+				datagrams: start<UdpReport>('/udpload', '-u', '-n', 0, '-c', 2, '-i', 1000, '-t', 10_000, `${vip}:53`),
+			};
+			return async () => {
+				for (const l of Object.values(all)) l.end();
+				return {
+					dials: peersOf(await all.dials.report()),
+					sockets: ofUdp(await all.sockets.report()),
+					datagrams: ofUdp(await all.datagrams.report()),
+				};
+			};
+		},
 	};
 }
 
@@ -52,6 +94,16 @@ async function main(): Promise<object> {
 		say('the swarm is up');
 		const create = ['service', 'create', '-d', '--no-resolve-image', '--name', 'web', '--replicas', '2'];
 		swarm.docker(1, ...create, '--publish', '8080:80', 'beeline-test:latest');
+		swarm.docker(1, 'network', 'create', '-d', 'overlay', '--subnet', '10.77.1.0/24', 'red');
+		for (const [name, replicas] of [
+			['red-web', '2'],
+			['red-client', '1'],
+		])
+			swarm.docker(
+				1,
+				...['service', 'create', '-d', '--no-resolve-image', '--name', name, '--replicas', replicas],
+				...['--network', 'red', 'beeline-test:latest'],
+			);
 		const load = (n: number) => swarm.load(['-n', n, '-c', 4, '-t', 20_000, ...swarm.targets(8080)]);
 		await waitFor('web to run', () => swarm.tasks('web').length === 2, 120_000, 500);
 		await waitFor(
@@ -65,6 +117,31 @@ async function main(): Promise<object> {
 			1000,
 		);
 		seen.before = short(await load(20));
+		await waitFor('red-web to run', () => swarm.tasks('red-web').length === 2, 120_000, 500);
+		const red = await inside(swarm, 'red-web', 'red-client');
+		await waitFor(
+			'Docker’s VIP to answer',
+			async () => {
+				const r = (await red.tcp(4)) as LoadReport;
+				seen.last = r;
+				return r.ok === 4 && Object.keys(r.backends).length === 2;
+			},
+			120_000,
+			1000,
+		);
+		const vip: Record<string, unknown> = {};
+		seen.vip = vip;
+		vip.address = swarm.docker(
+			1,
+			'service',
+			'inspect',
+			'red-web',
+			'--format',
+			'{{(index .Endpoint.VirtualIPs 0).Addr}}',
+		);
+		const client = await swarm.container(1, 'red-client');
+		vip.client = swarm.docker(1, 'inspect', '--format', '{{.NetworkSettings.Networks.red.IPAddress}}', client);
+		vip.before = { tcp: await red.tcp(20), udp: await red.udp() };
 		seen.tracesBefore = traces(swarm);
 		say('Docker’s mesh serves');
 
@@ -75,19 +152,25 @@ async function main(): Promise<object> {
 			return { stop: l.stop, report };
 		};
 		const old = await open(20);
-		say('20 connections are open through it');
+		const redOld = await red.open(10);
+		const always = await red.always();
+		say('20 connections are open through it, 10 to the VIP');
 
 		await swarm.start(1, { datapath: { staleAfter: '30s' } }, 180_000);
 		await swarm.serving('web', 2, 60_000);
 		say('the agent is ready');
 		seen.attached = /xdp/.test(swarm.exec(1, ['ip', 'link', 'show', 'eth0']).stdout);
 		seen.installed = short(await load(20));
+		vip.installed = { tcp: await red.tcp(20), udp: await red.udp() };
+		const redMade = await red.open(10);
+		say('VIPs are dialled');
 
 		await swarm.stopAgent(1, 'SIGKILL');
 		seen.dead = short(await load(20));
 		await sleep(40_000);
 		say('no agent for longer than staleAfter');
 		seen.stale = short(await load(20));
+		vip.dead = { tcp: await red.tcp(20), udp: await red.udp() };
 		await swarm.start(1, { datapath: { staleAfter: '30s' } }, 180_000);
 		await swarm.serving('web', 2, 60_000);
 		seen.back = short(await load(20));
@@ -115,6 +198,16 @@ async function main(): Promise<object> {
 		say('detached');
 		seen.tracesAfter = traces(swarm);
 		seen.after = short(await load(20));
+		vip.after = { tcp: await red.tcp(20), udp: await red.udp() };
+		say('after: loads end');
+		for (const [name, l] of [
+			['made', redMade],
+			['old', redOld],
+		] as const) {
+			const r = await l.stop();
+			vip[name] = { ...peersOf(r), connections: r.connections, requests: r.requests, moved: r.moved };
+		}
+		vip.always = await always();
 		old.stop();
 		const r = await old.report;
 		seen.old = { ...short(r), connections: r.connections, requests: r.requests, moved: r.moved };

@@ -1,5 +1,5 @@
 /**
- * Connections that are open through Docker's own mesh (IPVS) survive installing Beeline and uninstalling it. The story is
+ * Connections that are open through Docker's own mesh (IPVS), and to its VIPs, survive installing Beeline and uninstalling it. The story is
  * ./ipvs-guest.ts. Emulated it takes minutes, so it runs where it is asked for: BEELINE_VM=1.
  */
 import { suite } from 'uvu';
@@ -29,6 +29,41 @@ interface Seen {
 	readonly tracesBefore: Readonly<Record<string, unknown>>;
 	readonly tracesAfter: Readonly<Record<string, unknown>>;
 	readonly client: string;
+	readonly vip: {
+		/** With its prefix. */
+		readonly address: string;
+		/** The task that dials. */
+		readonly client: string;
+		readonly before: Both;
+		readonly installed: Both;
+		readonly dead: Both;
+		readonly after: Both;
+		readonly old: Held;
+		readonly made: Held;
+		readonly always: { readonly dials: Dialled; readonly sockets: Udp; readonly datagrams: Udp };
+	};
+}
+interface Dialled extends Load {
+	readonly peers: Readonly<Record<string, number>>;
+}
+interface Held extends Dialled {
+	readonly connections: number;
+	readonly requests: number;
+	readonly moved: number;
+}
+interface Udp {
+	readonly sent: number;
+	readonly lost: number;
+	readonly corrupt: number;
+	readonly moved: number;
+	readonly errors: Readonly<Record<string, number>>;
+	readonly backends: Readonly<Record<string, number>>;
+	readonly clients: Readonly<Record<string, number>>;
+	readonly sources: Readonly<Record<string, number>>;
+}
+interface Both {
+	readonly tcp: Dialled;
+	readonly udp: Udp;
 }
 
 const name = 'beside Docker’s own mesh on IPVS';
@@ -103,6 +138,41 @@ else {
 		for (const what of Object.keys(seen.tracesBefore))
 			assert.equal(seen.tracesAfter[what], seen.tracesBefore[what], what);
 		byDocker('after', seen.after);
+	});
+	const ofVip = (what: string, b: Both, byBeeline: boolean) => {
+		const vip = seen.vip.address.replace(/\/.*/, '');
+		all(what, b.tcp, 20);
+		assert.is(Object.keys(b.tcp.backends).length, 2, `${what}: ${JSON.stringify(b.tcp)}`);
+		assert.equal(b.tcp.peers, { [vip]: 20 }, what);
+		assert.equal([b.udp.lost, b.udp.corrupt, b.udp.errors], [0, 0, {}], `${what}: ${JSON.stringify(b.udp)}`);
+		assert.is(Object.keys(b.udp.backends).length, 2, `${what}: ${JSON.stringify(b.udp)}`);
+		assert.equal(Object.keys(b.udp.sources), [vip], what);
+		for (const clients of [b.tcp.clients, b.udp.clients])
+			assert.is(seen.vip.client in clients, byBeeline, `${what}: ${JSON.stringify(clients)}`);
+	};
+	test('a VIP that Docker’s IPVS answers is answered by Beeline, with the task’s own address, until it is uninstalled', () => {
+		ofVip('before', seen.vip.before, false);
+		ofVip('installed', seen.vip.installed, true);
+		ofVip('dead', seen.vip.dead, true);
+		ofVip('after', seen.vip.after, false);
+	});
+	test('connections to the VIP that were open before, and those that Beeline made, lived through all of it', () => {
+		for (const [name, l] of [
+			['old', seen.vip.old],
+			['made', seen.vip.made],
+		] as const) {
+			assert.equal([l.failures, l.connections, l.moved], [{}, 10, 0], `${name}: ${JSON.stringify(l)}`);
+			assert.is(Object.keys(l.backends).length, 2, name);
+			assert.is(seen.vip.client in l.clients, name === 'made', name);
+		}
+	});
+	test('dials of the VIP, a second apart, and datagrams to it never failed meanwhile', () => {
+		const { dials, sockets, datagrams } = seen.vip.always;
+		assert.equal(dials.failures, {}, JSON.stringify(dials));
+		assert.ok(dials.ok > 100, JSON.stringify(dials));
+		for (const u of [sockets, datagrams])
+			assert.equal([u.lost, u.corrupt, u.errors], [0, 0, {}], JSON.stringify(seen.vip.always));
+		assert.is(sockets.moved, 0, 'a connected socket stays with its task');
 	});
 	test.run();
 }
