@@ -66,8 +66,22 @@ async function inside(swarm: Swarm, service: string, client: string): Promise<In
 		async always() {
 			const all = {
 				dials: start<LoadReport>('/load', '-n', 0, '-c', 50, '-r', 1, '-d', 1_700_000, '-t', 30_000, `${vip}:80`),
-				sockets: start<UdpReport>('/udpload', '-n', 0, '-c', 2, '-i', 1000, '-t', 10_000, `${vip}:53`),
-				datagrams: start<UdpReport>('/udpload', '-u', '-n', 0, '-c', 2, '-i', 1000, '-t', 10_000, `${vip}:53`),
+				sockets: start<UdpReport>('/udpload', '-n', 0, '-d', 1_700_000, '-c', 2, '-i', 1000, '-t', 10_000, `${vip}:53`),
+				datagrams: start<UdpReport>(
+					'/udpload',
+					'-u',
+					'-n',
+					0,
+					'-d',
+					1_700_000,
+					'-c',
+					2,
+					'-i',
+					1000,
+					'-t',
+					10_000,
+					`${vip}:53`,
+				),
 			};
 			return async () => {
 				for (const l of Object.values(all)) l.end();
