@@ -184,7 +184,7 @@ async function main(): Promise<object> {
 		await sleep(40_000);
 		say('no agent for longer than staleAfter');
 		seen.stale = short(await load(20));
-		vip.dead = { tcp: await red.tcp(20), udp: await red.udp() };
+		vip.stale = { tcp: await red.tcp(20), udp: await red.udp() };
 		await swarm.start(1, { datapath: { staleAfter: '30s' } }, 180_000);
 		await swarm.serving('web', 2, 60_000);
 		seen.back = short(await load(20));

@@ -36,7 +36,7 @@ interface Seen {
 		readonly client: string;
 		readonly before: Both;
 		readonly installed: Both;
-		readonly dead: Both;
+		readonly stale: Both;
 		readonly after: Both;
 		readonly old: Held;
 		readonly made: Held;
@@ -153,7 +153,8 @@ else {
 	test('a VIP that Docker’s IPVS answers is answered by Beeline, with the task’s own address, until it is uninstalled', () => {
 		ofVip('before', seen.vip.before, false);
 		ofVip('installed', seen.vip.installed, true);
-		ofVip('dead', seen.vip.dead, true);
+		// The kernel answers too, so it is left to it while no agent vouches for the rows.
+		ofVip('stale', seen.vip.stale, false);
 		ofVip('after', seen.vip.after, false);
 	});
 	test('connections to the VIP that were open before, and those that Beeline made, lived through all of it', () => {
