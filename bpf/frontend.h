@@ -5,9 +5,15 @@
 
 #include "conntrack.h"
 
+/* Of a port in `ports` and `source_ports`. */
+INLINE __u32 port_index(__u8 proto, __be16 port)
+{
+	return (proto == IPPROTO_UDP ? 1u << 16 : 0) | bpf_ntohs(port);
+}
+
 INLINE __u32 port_row(__u8 proto, __be16 port)
 {
-	__u32 i = (proto == IPPROTO_UDP ? 1u << 16 : 0) | bpf_ntohs(port);
+	__u32 i = port_index(proto, port);
 	__u32 *row = bpf_map_lookup_elem(&ports, &i);
 
 	return row ? *row : 0;

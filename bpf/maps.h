@@ -38,6 +38,15 @@ struct {
 	__type(value, __u32);
 } ports SEC(".maps");
 
+/* Not 0: a connection or datagram left from this port, and its answers may come to it. Never taken back. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SERVICES_PORTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u8);
+} source_ports SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_FRONTENDS);

@@ -66,6 +66,8 @@ enum settings_flag {
 	SETTINGS_MORE_ADDRESSES = 1 << 0,	/* own addresses beyond own4/own6 are in `own_addresses` */
 	SETTINGS_TRACE = 1 << 1,		/* verdicts go to `events` */
 	SETTINGS_PROCESSES = 1 << 2,		/* some backend is a process on this node */
+	SETTINGS_WATCH_SOURCES = 1 << 3,	/* ports that connections and datagrams leave from are noted */
+	SETTINGS_KNOW_SOURCES = 1 << 4,		/* `source_ports` has them all, those of older flows too */
 };
 
 /* One row: what every program needs to know about this node. */

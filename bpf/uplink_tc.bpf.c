@@ -117,6 +117,20 @@ int uplink_tc(struct __sk_buff *skb)
 	return finish_skb(skb, PROGRAM_UPLINK_TC, &p, ingress(skb, &p));
 }
 
+/*
+ * A connection begins, or a datagram leaves, from a port of this node: its own, or one that it masquerades. uplink_xdp
+ * asks whose a packet to such a port is, and only then. The program is on gateway devices too, where clients' ports pass.
+ */
+INLINE void note_source(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 slot = skb->ifindex & (MAX_UPLINKS - 1), port = port_index(p->proto, p->sport);
+	struct uplink *up = bpf_map_lookup_elem(&uplinks, &slot);
+	__u8 *used = bpf_map_lookup_elem(&source_ports, &port);
+
+	if (up && up->ifindex == skb->ifindex && used && !*used)
+		*used = 1;
+}
+
 INLINE int egress(struct __sk_buff *skb, struct packet *p)
 {
 	struct settings *s = settings_row();
@@ -127,7 +141,11 @@ INLINE int egress(struct __sk_buff *skb, struct packet *p)
 		skb->mark = 0;
 		return PASS_NOT_OURS;
 	}
-	if (likely(!(s->flags & SETTINGS_PROCESSES)) || parse_skb(skb, p))
+	if (likely(!(s->flags & (SETTINGS_PROCESSES | SETTINGS_WATCH_SOURCES))) || parse_skb(skb, p))
+		return PASS_NOT_OURS;
+	if (s->flags & SETTINGS_WATCH_SOURCES && (is_syn(p) || (p->proto == IPPROTO_UDP && p->fragment != LATER_FRAGMENT)))
+		note_source(skb, p);
+	if (likely(!(s->flags & SETTINGS_PROCESSES)))
 		return PASS_NOT_OURS;
 	if ((p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && p->fragment != LATER_FRAGMENT &&
 	    !(port_row(p->proto, p->sport) & PORT_PROCESS))

@@ -592,9 +592,23 @@ GLOBAL int conntrack_has(struct xdp_md *ctx, const struct packet *p)
 	return o.dir == KERNEL_CT_REPLY;
 }
 
-/* Is the packet an answer to what the node, or what is behind it, began from this port? */
-INLINE bool node_has(struct xdp_md *ctx, const struct packet *p, __u32 row)
+/* Did anything ever leave from the port that the packet is for? */
+INLINE bool maybe_source(const struct settings *s, const struct packet *p)
 {
+	__u32 port = port_index(p->proto, p->dport);
+
+	if (!(s->flags & SETTINGS_KNOW_SOURCES))
+		return true;
+	__u8 *used = bpf_map_lookup_elem(&source_ports, &port);
+
+	return !used || *used;
+}
+
+/* Is the packet an answer to what the node, or what is behind it, began from this port? */
+INLINE bool node_has(struct xdp_md *ctx, const struct settings *s, const struct packet *p, __u32 row)
+{
+	if (!maybe_source(s, p))
+		return false;
 	return (row & PORT_LOCAL && socket_has(ctx, p)) || (row & PORT_MASQUERADED && conntrack_has(ctx, p));
 }
 
@@ -654,7 +668,7 @@ GLOBAL __u32 find_icmp_flow(struct xdp_md *ctx, const struct packet *p, const st
 
 	if (!fe || !fe->tables[q->family == 6].table)
 		return REF_NONE;
-	if (node_has(ctx, q, row))
+	if (node_has(ctx, s, q, row))
 		return REF_NONE;
 	struct backend *b;
 	__u32 ref = pick(q, fe, frontend_hash(q, s, fe, index), &b);
@@ -698,7 +712,7 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 	}
 	if (unlikely((p->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)))
 		return PASS_SYN_ACK;
-	if (unlikely(row & (PORT_LOCAL | PORT_MASQUERADED)) && !is_syn(p) && node_has(ctx, p, row))
+	if (unlikely(row & (PORT_LOCAL | PORT_MASQUERADED)) && !is_syn(p) && node_has(ctx, s, p, row))
 		return PASS_LOCAL_SOCKET;
 	if (unlikely(!fe->tables[p->family == 6].table))
 		return PASS_NO_BACKEND;

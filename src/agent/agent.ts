@@ -52,9 +52,10 @@ import { createNetworks } from './networks.js';
 import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
-import { listening, reservePorts } from './ports.js';
+import { listening, localPortRange, reservePorts } from './ports.js';
 import { createRunner } from './runner.js';
 import { openSource, type Source } from './source.js';
+import { SourcePorts } from './source-ports.js';
 import { type AgentState, readState, removeState, statePath, writeState } from './state.js';
 import { STREAM_PORT } from './stream.js';
 import * as views from './views.js';
@@ -323,6 +324,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			attach: (ifindex) => d.attachEsp(ifindex),
 			log: (level, text) => log[level](text),
 		});
+		const sourcePorts = new SourcePorts({
+			note: (ports) => d.store.sourcePorts.setMany([...ports].map((port) => [port, 1] as const)),
+			asksConntrack: d.asksConntrack,
+			ownRange: localPortRange,
+			onKnown: () => mark('source ports', true),
+			log: (text) => log.info(text),
+		});
 		const locals = createLocal({
 			run,
 			netnsCookie: ownNetnsCookie(),
@@ -337,6 +345,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				),
 			),
 			dsrProven: () => peers.dsrProven(),
+			knowsSources: (uplinks) => sourcePorts.knows(uplinks),
 		});
 
 		// ---- state of the loop ----
@@ -920,6 +929,12 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 						uplinksSeen = l.facts.uplinks;
 						await attachUplinks(l);
 					}
+					// The rows say so by now, and the programs do so where they are attached.
+					const watched = l.facts.sources === undefined || result.errors.length > 0 ? [] : [...attached.keys()];
+					sourcePorts.watch(
+						watched,
+						l.facts.uplinks.flatMap((u) => u.addresses),
+					);
 					attachGateways(l, { known: whole, beside: isReady });
 					if (whole) attachedAt = began;
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.

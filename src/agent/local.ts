@@ -12,6 +12,7 @@ import {
 	portKey,
 	type UplinkFact,
 	type WayOut,
+	within,
 } from '../mesh/entries.js';
 import { isProcess, type Mesh } from '../mesh/plan.js';
 import type { Protocol } from '../mesh/types.js';
@@ -103,6 +104,8 @@ export interface LocalDeps {
 	readonly lastMacs: ReadonlyMap<string, string>;
 	/** VTEPs whose source address this node may use. */
 	readonly dsrProven: () => ReadonlySet<string>;
+	/** Whether source ports of all flows by these uplinks are noted, those from before the programs too. */
+	readonly knowsSources: (uplinks: readonly number[]) => boolean;
 }
 
 /** `tcp/8080` */
@@ -486,6 +489,10 @@ export function createLocal(deps: LocalDeps): LocalState {
 				if (told !== undefined) warnings.push(told);
 			}
 
+			const mayBeSource = [...localPorts, ...(deps.asksConntrack ? masqueradedPorts : [])];
+			const watches = published.some((p) => within(mayBeSource, p.port));
+			const knows = watches && deps.knowsSources(uplinks.map((u) => u.ifindex));
+
 			const gateways = gatewaysOf(endpoints, ways, byName, input.gateways, chosen.uplinks);
 			const wayOut4 = keep(old?.wayOut4, wayOut(4, defaults, chosen.uplinks));
 			const wayOut6 = keep(old?.wayOut6, wayOut(6, defaults, chosen.uplinks));
@@ -504,6 +511,7 @@ export function createLocal(deps: LocalDeps): LocalState {
 				standInPorts: portsBeside(range),
 				localPorts: keep(old?.localPorts, localPorts),
 				masqueradedPorts: keep(old?.masqueradedPorts, deps.asksConntrack ? masqueradedPorts : []),
+				...(watches ? { sources: knows ? 'known' : 'watched' } : {}),
 				kernelPorts: keep(old?.kernelPorts, new Set([...kernelPorts].map(keyOf))),
 				joinedPorts: keep(old?.joinedPorts, new Set([...joinedPorts].map(keyOf))),
 				refusedPorts: keep(old?.refusedPorts, new Map(refusedPorts.map((r) => [keyOf(r.key), r.reason]))),

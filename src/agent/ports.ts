@@ -1,5 +1,6 @@
 /** Published ports and the node's own sockets: which are refused, and which are kept from being source ports. */
 import { readFileSync, writeFileSync } from 'node:fs';
+import { within } from '../mesh/entries.js';
 import type { Protocol } from '../mesh/types.js';
 import type { Run } from './exec.js';
 import { covers, type Firewall } from './firewall.js';
@@ -151,9 +152,7 @@ export function unaskedPorts(
 	published: readonly Pick<Published, 'port'>[],
 	masqueradedPorts: readonly (readonly [number, number])[],
 ): string | undefined {
-	const ports = published
-		.map((p) => p.port)
-		.filter((port) => masqueradedPorts.some(([low, high]) => port >= low && port <= high));
+	const ports = published.map((p) => p.port).filter((port) => within(masqueradedPorts, port));
 	if (ports.length === 0) return undefined;
 	return `a connection that this node masquerades gets no answers where its source port is a published one (${formatPortList(ports)}): the kernel's conntrack cannot be asked (no /sys/kernel/btf/nf_conntrack when the agent started): start the agent again once the module is loaded, or publish ports below 1024`;
 }

@@ -355,7 +355,7 @@ export function entries(store: MeshStore, limit: number): EntriesView {
 				limited = true;
 				break;
 			}
-			text.push(`${map === 'ports' ? portText(k as number) : keyText(k)}: ${line(v)}`);
+			text.push(`${map === 'ports' || map === 'source_ports' ? portText(k as number) : keyText(k)}: ${line(v)}`);
 		}
 		const size = sizes.get(map);
 		maps.push({
@@ -370,6 +370,7 @@ export function entries(store: MeshStore, limit: number): EntriesView {
 	add('uplinks', store.uplinks.entries());
 	add('own_addresses', store.ownAddresses.entries());
 	add('ports', store.ports.entries());
+	add('source_ports', store.sourcePorts.entries());
 	add('exact_frontends', store.exactFrontends.entries());
 	add('frontends', store.frontends.entries());
 	add('rehashes', store.rehashes.entries());

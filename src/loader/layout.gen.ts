@@ -38,6 +38,8 @@ export const SettingsFlag = {
 	SETTINGS_MORE_ADDRESSES: 1,
 	SETTINGS_TRACE: 2,
 	SETTINGS_PROCESSES: 4,
+	SETTINGS_WATCH_SOURCES: 8,
+	SETTINGS_KNOW_SOURCES: 16,
 } as const;
 
 /** enum port_flag */

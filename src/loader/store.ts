@@ -937,6 +937,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const uplinks = array('uplinks', wire(uplinkCodec));
 	const ownAddresses = typed('own_addresses', ip, u8);
 	const ports = array('ports', u32);
+	const sourcePorts = array('source_ports', u8);
 	const exactFrontends = typed('exact_frontends', exactKey, u32);
 	const frontends = array<Frontend>('frontends', wire(frontendCodec));
 	const rehashes = typed('rehashes', u32, wire(transitionCodec));
@@ -1007,6 +1008,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		uplinks: uplinkStore(uplinks),
 		ownAddresses: hashStore(ownAddresses),
 		ports,
+		sourcePorts,
 		exactFrontends: hashStore(exactFrontends),
 		frontends,
 		setTableRef(frontend, family, ref) {
@@ -1090,7 +1092,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 			const of = (map: BpfMap, entries: number) => ({ map: map.name, entries, maxEntries: map.maxEntries });
 			const tableIds = [...tables.ids()];
 			return [
-				...[uplinks, ports, frontends, backends, nodes, vipBackends].map((r) => of(r.map, r.count())),
+				...[uplinks, ports, sourcePorts, frontends, backends, nodes, vipBackends].map((r) => of(r.map, r.count())),
 				...[
 					ownAddresses,
 					exactFrontends,

@@ -74,6 +74,11 @@ export interface WayOut {
 	readonly ifindex: number;
 }
 
+/** Whether a port is in one of the ranges, which are inclusive. */
+export function within(ranges: LocalFacts['localPorts'], port: number): boolean {
+	return ranges.some(([low, high]) => port >= low && port <= high);
+}
+
 /** protocol (TCP 0, UDP 1) << 16 | port: the key of a port in the maps. */
 export function portKey(protocol: Protocol, port: number): number {
 	return ((protocol === 'udp' ? 1 : 0) << 16) | port;
@@ -109,6 +114,11 @@ export interface LocalFacts {
 	readonly localPorts: readonly (readonly [number, number])[];
 	/** Inclusive: what masquerade may use, where a rule of this node masquerades and programs can ask for such connections. */
 	readonly masqueradedPorts?: readonly (readonly [number, number])[];
+	/**
+	 * Ports that connections and datagrams leave from are noted (`watched`), and those of older flows are (`known`). Default:
+	 * not, and whose a packet is is asked for every packet of a port that may be one.
+	 */
+	readonly sources?: 'watched' | 'known';
 	/** Port keys that the kernel's own mesh answers too: it gets new flows when the agent is stale or leaves. */
 	readonly kernelPorts: ReadonlySet<number>;
 	/** Those that it answered when this agent took them: flows may be open there. Default: kernelPorts. */
@@ -605,8 +615,6 @@ export function entries(
 		services.set(s.name, rests ? old : serviceEntries(s, context));
 	}
 
-	const within = (ranges: LocalFacts['localPorts'], port: number) =>
-		ranges.some(([low, high]) => port >= low && port <= high);
 	const sourceFlags = (port: number) =>
 		(within(facts.localPorts, port) ? PortFlag.PORT_LOCAL : 0) |
 		(within(facts.masqueradedPorts ?? [], port) ? PortFlag.PORT_MASQUERADED : 0);
@@ -644,7 +652,9 @@ export function entries(
 		flags:
 			(more.size > 0 ? SettingsFlag.SETTINGS_MORE_ADDRESSES : 0) |
 			(options.trace ? SettingsFlag.SETTINGS_TRACE : 0) |
-			(processes ? SettingsFlag.SETTINGS_PROCESSES : 0),
+			(processes ? SettingsFlag.SETTINGS_PROCESSES : 0) |
+			(facts.sources === undefined ? 0 : SettingsFlag.SETTINGS_WATCH_SOURCES) |
+			(facts.sources === 'known' ? SettingsFlag.SETTINGS_KNOW_SOURCES : 0),
 		self,
 		hash_seed: HASH_SEED,
 		mark: facts.mark,

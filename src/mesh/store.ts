@@ -142,6 +142,8 @@ export interface MeshStore {
 	readonly ownAddresses: RowStore<string, number>;
 	/** Key: protocol (TCP 0, UDP 1) << 16 | port. Value: flags | frontend index, as an unsigned 32-bit number. */
 	readonly ports: RowStore<number, number>;
+	/** Key, as in `ports`: what something left from; value: 1. The programs add to it. */
+	readonly sourcePorts: RowStore<number, number>;
 	readonly exactFrontends: RowStore<ExactKey, number>;
 	readonly frontends: RowStore<number, Frontend>;
 	/** One aligned 64-bit store of a frontend's (table, mask): switches a family's table. */

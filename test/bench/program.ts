@@ -20,6 +20,8 @@ import {
 	TUNNEL_MAC,
 	TUNNEL_SERVICE,
 	UDP_SERVICE,
+	USED_MASQUERADED_SERVICE,
+	USED_SHARED_SERVICE,
 	VNI,
 	VXLAN_PORT,
 } from './rig.js';
@@ -78,22 +80,21 @@ function rows(): readonly Row[] {
 			gate: 1.15,
 			verdict: 'encap_node',
 		},
-		{
+		...(
+			[
+				['that masquerade may use', MASQUERADED_SERVICE],
+				['that masquerade has used', USED_MASQUERADED_SERVICE],
+				['of the node’s own range', SHARED_SERVICE],
+				['of the node’s own range, used', USED_SHARED_SERVICE],
+			] as const
+		).map(([of, port]) => ({
 			...xdp,
-			name: 'established, port that masquerade may use',
-			frame: tcp(MASQUERADED_SERVICE, ACK),
+			name: `established, port ${of}`,
+			frame: tcp(port, ACK),
 			flows: both,
 			to: STATELESS,
 			verdict: 'encap_node',
-		},
-		{
-			...xdp,
-			name: 'established, port of the node’s own range',
-			frame: tcp(SHARED_SERVICE, ACK),
-			flows: both,
-			to: STATELESS,
-			verdict: 'encap_node',
-		},
+		})),
 		{
 			...xdp,
 			name: 'SYN, 1024 slots',

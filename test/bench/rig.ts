@@ -5,6 +5,7 @@
  *	8080/tcp, 5353/udp            20 backends on nodes 2 to 4, 1024 slots
  *	8081/tcp                      the same, 16384 slots
  *	8084/tcp, 40000/tcp           the same as 8080; the node may use 8084 as a source port of what it masquerades, 40000 of its own too
+ *	8085/tcp, 40001/tcp           the same, and a connection did begin from there
  *	8082/tcp                      one backend on this node, whose clients came in here
  *	8083/tcp                      one backend on this node, whose clients came in at node 2
  *
@@ -24,6 +25,7 @@ import {
 	RevnatState,
 	revnatCodec,
 	revnatKeyCodec,
+	SettingsFlag,
 } from '../../src/loader/layout.gen.js';
 import { type KernelStore, kernelStore } from '../../src/loader/store.js';
 import { HASH_SEED } from '../../src/mesh/entries.js';
@@ -44,6 +46,9 @@ export const UDP_SERVICE = 5353;
 export const SHARED_SERVICE = 40_000;
 /** Only for what it masquerades. */
 export const MASQUERADED_SERVICE = 8084;
+/** The same two, and a connection began from each. */
+export const USED_SHARED_SERVICE = 40_001;
+export const USED_MASQUERADED_SERVICE = 8085;
 export const LOCAL_ENDPOINT = '172.18.0.2';
 export const TUNNEL_ENDPOINT = '172.18.0.3';
 export const TUNNEL_MAC = '06:00:00:00:00:51';
@@ -154,7 +159,7 @@ function fill(store: KernelStore, ifindex: number): void {
 		vtep: SELF,
 		vni: VNI,
 		vxlan_port: VXLAN_PORT,
-		flags: 0,
+		flags: SettingsFlag.SETTINGS_WATCH_SOURCES | SettingsFlag.SETTINGS_KNOW_SOURCES,
 		self: 1,
 		hash_seed: HASH_SEED,
 		mark: MARK,
@@ -215,6 +220,8 @@ function fill(store: KernelStore, ifindex: number): void {
 		[5, UDP_SERVICE, UDP, 1024, remote],
 		[6, SHARED_SERVICE, TCP, 1024, remote],
 		[7, MASQUERADED_SERVICE, TCP, 1024, remote],
+		[8, USED_SHARED_SERVICE, TCP, 1024, remote],
+		[9, USED_MASQUERADED_SERVICE, TCP, 1024, remote],
 	];
 	store.tables.create(frontends.map(([i, , , size, refs]) => [2 * i, table(size, refs)] as const));
 	store.frontends.setMany(
@@ -226,15 +233,16 @@ function fill(store: KernelStore, ifindex: number): void {
 			] as const;
 		}),
 	);
+	const { PORT_LOCAL, PORT_MASQUERADED } = PortFlag;
+	const sources = new Map([
+		[SHARED_SERVICE, PORT_LOCAL | PORT_MASQUERADED],
+		[USED_SHARED_SERVICE, PORT_LOCAL | PORT_MASQUERADED],
+		[MASQUERADED_SERVICE, PORT_MASQUERADED],
+		[USED_MASQUERADED_SERVICE, PORT_MASQUERADED],
+	]);
+	store.sourcePorts.setMany([USED_SHARED_SERVICE, USED_MASQUERADED_SERVICE].map((port) => [port, 1] as const));
 	store.ports.setMany(
-		frontends.map(([i, port, proto]) => [
-			(proto === UDP ? 1 << 16 : 0) | port,
-			port === SHARED_SERVICE
-				? i | PortFlag.PORT_LOCAL | PortFlag.PORT_MASQUERADED
-				: port === MASQUERADED_SERVICE
-					? i | PortFlag.PORT_MASQUERADED
-					: i,
-		]),
+		frontends.map(([i, port, proto]) => [(proto === UDP ? 1 << 16 : 0) | port, i | (sources.get(port) ?? 0)]),
 	);
 }
 

@@ -4,10 +4,10 @@
  */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { type Revnat, type RevnatKey, RevnatState } from '../../src/loader/layout.gen.js';
+import { type Revnat, type RevnatKey, RevnatState, SettingsFlag } from '../../src/loader/layout.gen.js';
 import { build, fragments, frame, type Packet, print } from './packets.js';
 import { BACKENDS, type BackendName, fill, macOf, SERVICES, type ServiceName } from './services.js';
-import { buildInterfaces, closeInterfaces, EP0, insideNetns, MAC, type Ran, UP0, VNI, World } from './world.js';
+import { buildInterfaces, closeInterfaces, EP0, insideNetns, MAC, type Ran, UP0, UP1, VNI, World } from './world.js';
 
 const test = suite('replies');
 let w: World;
@@ -232,6 +232,36 @@ if (insideNetns(import.meta.url, 'datapath: replies')) {
 		expect(w.run('uplink_tc_egress', direct, UP0), 'pass_no_revnat', 'continue');
 		const other = build({ eth, ip: { src: '10.0.0.1', dst: C4 }, tcp: { sport: 22, dport: 50001 } });
 		expect(w.run('uplink_tc_egress', other, UP0), 'pass_not_ours', 'continue');
+	});
+
+	test('source ports of what leaves by an uplink are noted, while that is wanted', () => {
+		const sent = (over: Packet, ifindex = UP0, gso = 0) => {
+			const p = build({ eth: { src: MAC.up0, dst: MAC.gateway }, ip: { src: '10.0.0.1', dst: C4 }, ...over });
+			assert.is(w.run('uplink_tc_egress', p, ifindex, 0, gso).action, 'continue');
+			const noted = [...w.store.sourcePorts.entries()].map(([port]) => port);
+			w.store.sourcePorts.deleteMany(noted);
+			return noted;
+		};
+		const syn = (sport: number): Packet => ({ tcp: { sport, dport: 443, flags: 'syn' } });
+		assert.equal(sent(syn(8080)), [], 'nobody wants to know');
+		const settings = w.store.settings.get();
+		for (const others of [0, SettingsFlag.SETTINGS_PROCESSES]) {
+			w.store.settings.set({
+				...settings,
+				flags: SettingsFlag.SETTINGS_TRACE | SettingsFlag.SETTINGS_WATCH_SOURCES | others,
+			});
+			assert.equal(sent(syn(8080)), [8080]);
+			assert.equal(sent(syn(65535), UP1), [65535]);
+			assert.equal(sent({ ip: { src: 'fd00::1', dst: C6 }, ...syn(40000) }), [40000]);
+			assert.equal(sent(syn(8080), EP0), [], 'no uplink');
+			for (const flags of ['syn ack', 'ack', 'fin ack', 'rst'])
+				assert.equal(sent({ tcp: { sport: 8080, dport: 443, flags } }), [], flags);
+			const datagram: Packet = { udp: { sport: 8080, dport: 443 }, data: 30 };
+			assert.equal(sent(datagram), [(1 << 16) | 8080]);
+			assert.equal(sent({ ...datagram, data: 90 }, UP0, 30), [(1 << 16) | 8080], 'many segments');
+			assert.equal(sent(datagram, EP0), []);
+		}
+		w.store.settings.set(settings);
 	});
 
 	// --- revnat

@@ -6,7 +6,7 @@ import { createSocket } from 'node:dgram';
 import { connect } from 'node:net';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { FlowKind } from '../../src/loader/layout.gen.js';
+import { FlowKind, SettingsFlag } from '../../src/loader/layout.gen.js';
 import { waitFor } from '../support/wait.js';
 import { build, ETHER, fragments, frame, type Packet, PROTOCOL, print } from './packets.js';
 import { BACKENDS, type BackendName, fill, macOf, tableOf } from './services.js';
@@ -909,6 +909,20 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 			expect(xdp(udp(40000, { udp: { sport: 30001 } })), 'encap_node', 'tx');
 			expect(xdp(error4(replyOf(40000, 30001))), 'encap_node', 'tx');
 			expect(xdp(tcp(40000, { tcp: SYN })), 'encap_node', 'tx');
+			// Where source ports are known it is asked about those alone that something left from.
+			const settings = w.store.settings.get();
+			w.store.settings.set({ ...settings, flags: settings.flags | SettingsFlag.SETTINGS_KNOW_SOURCES });
+			expect(xdp(tcp(40000)), 'encap_node', 'tx');
+			expect(xdp(error4(replyOf(40000, 30000))), 'encap_node', 'tx');
+			expect(xdp(udp(40000)), 'encap_node', 'tx');
+			w.store.sourcePorts.setMany([[40000, 1]]);
+			untouched(tcp(40000), 'pass_local_socket');
+			expect(xdp(udp(40000)), 'encap_node', 'tx');
+			w.store.sourcePorts.setMany([[(1 << 16) | 40000, 1]]);
+			untouched(udp(40000), 'pass_local_socket');
+			untouched(error4(replyOf(40000, 30000)), 'pass_not_ours');
+			w.store.sourcePorts.deleteMany([40000, (1 << 16) | 40000]);
+			w.store.settings.set(settings);
 		} finally {
 			connection.destroy();
 			socket.close();

@@ -145,6 +145,7 @@ export function createMemoryStore(log = true): MemoryStore {
 	const uplinks = rows<number, Uplink>('uplinks', (k) => k & 1023);
 	const own = rows<string, number>('own_addresses');
 	const ports = rows<number, number>('ports');
+	const sourcePorts = rows<number, number>('source_ports');
 	const exact = rows<ExactKey, number>('exact_frontends', (k) => `${k.proto}/${k.port}/${k.addr}`);
 	const frontends = rows<number, Frontend>('frontends');
 	const rehashes = rows<number, Transition>('rehashes', undefined, 'hash');
@@ -234,6 +235,7 @@ export function createMemoryStore(log = true): MemoryStore {
 		uplinks,
 		ownAddresses: own,
 		ports,
+		sourcePorts,
 		exactFrontends: exact,
 		frontends,
 		setTableRef(index, family, ref) {

@@ -1,7 +1,14 @@
 import * as fc from 'fast-check';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { FrontendFlag, HashedBy, PORT_FRONTEND_MASK, PortFlag, REF_KERNEL } from '../../src/loader/layout.gen.js';
+import {
+	FrontendFlag,
+	HashedBy,
+	PORT_FRONTEND_MASK,
+	PortFlag,
+	REF_KERNEL,
+	SettingsFlag,
+} from '../../src/loader/layout.gen.js';
 import { portKey } from '../../src/mesh/entries.js';
 import { countMoving } from '../../src/mesh/slots.js';
 import { FACTS, mesh, node, service } from './support.js';
@@ -371,7 +378,16 @@ test('ports carry what packets must ask', async () => {
 	assert.is(flags(8080), PortFlag.PORT_MASQUERADED);
 	const exact = n.store.exactFrontends.get({ addr: '192.168.78.1', port: 81, proto: 6 });
 	assert.is.not(exact, (n.store.ports.get(81) as number) & PORT_FRONTEND_MASK);
-	assert.is(n.store.settings.get().flags, 4);
+	const { SETTINGS_PROCESSES: processes, SETTINGS_WATCH_SOURCES: watch, SETTINGS_KNOW_SOURCES: know } = SettingsFlag;
+	assert.is(n.store.settings.get().flags, processes);
+	for (const [sources, want] of [
+		['watched', watch],
+		['known', watch | know],
+	] as const) {
+		n.facts = { ...FACTS, sources };
+		await n.apply();
+		assert.is(n.store.settings.get().flags, processes | want);
+	}
 });
 
 test('the ingress network’s MTU is the mesh’s; another network’s is its own', async () => {

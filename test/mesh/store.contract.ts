@@ -92,6 +92,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.uplinks,
 			s.ownAddresses,
 			s.ports,
+			s.sourcePorts,
 			s.exactFrontends,
 			s.frontends,
 			s.rehashes,
@@ -133,6 +134,8 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			[(1 << 16) | 53, 6],
 			[8080, (0x80000000 | 5) >>> 0],
 		]);
+		s.sourcePorts.setMany([[40_000, 1]]);
+		assert.equal([[...s.sourcePorts.entries()], s.sourcePorts.get(40_001)], [[[40_000, 1]], undefined]);
 		s.exactFrontends.setMany([
 			[{ addr: '192.168.78.1', port: 8080, proto: 6 }, 5],
 			[{ addr: 'fd00:78::1', port: 8080, proto: 17 }, 6],
@@ -217,6 +220,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 		]);
 		s.frontends.deleteMany([5]);
 		s.rehashes.deleteMany([5, 6]);
+		s.sourcePorts.deleteMany([40_000]);
 		s.backends.deleteMany([7]);
 		s.localBackends.deleteMany(['06:00:00:00:00:07', '06:00:00:00:00:08']);
 		s.nodes.deleteMany([2]);
@@ -236,6 +240,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.uplinks,
 			s.ownAddresses,
 			s.ports,
+			s.sourcePorts,
 			s.exactFrontends,
 			s.frontends,
 			s.rehashes,

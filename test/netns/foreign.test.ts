@@ -7,16 +7,25 @@
  *	                    |
  *	                   x0 10.99.0.1 --- x 10.99.0.2         behind n1, routed
  *
- * Published: 8080 and 40000 (inside ip_local_port_range), TCP and UDP. vxlan 77 on port 4789 joins n1 and n2. Connections of
+ * Published: 8080, 18080, 28080 and 40000 (inside ip_local_port_range), TCP; 28080 and 40000, UDP. vxlan 77 on port 4789 joins n1 and n2. Connections of
  * what is behind n1 to ports 9100 and 9153 are masqueraded, as a container's are.
  */
 import * as assert from 'uvu/assert';
-import { Mesh, targets, taskBackend } from '../support/beeline.js';
+import { SettingsFlag } from '../../src/loader/layout.gen.js';
+import { type Agent, Mesh, targets, taskBackend } from '../support/beeline.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { waitFor } from '../support/wait.js';
 
-async function build(): Promise<{ net: Topology; mesh: { started?: Mesh } }> {
+interface World {
+	readonly net: Topology;
+	readonly mesh: { started?: Mesh };
+	/** Connections that began before the agents: by what, and what they see. */
+	readonly held: Map<string, ReturnType<Topology['startLoad']>>;
+}
+
+async function build(): Promise<World> {
 	const net = await Topology.build({ tasks: { n2: 1, n3: 1 }, bridged: ['n1'] });
 	try {
 		for (const task of net.tasks()) {
@@ -60,7 +69,7 @@ async function build(): Promise<{ net: Topology; mesh: { started?: Mesh } }> {
 				`addr add 10.77.0.${host}/24 dev vx77`,
 				'link set vx77 up',
 			]);
-		return { net, mesh: {} };
+		return { net, mesh: {}, held: new Map() };
 	} catch (error) {
 		net.close();
 		throw error;
@@ -73,6 +82,27 @@ async function answers(net: Topology, from: string, who: string, args: readonly 
 	const report = await net.load(from, ['-t', 2000, ...args]);
 	assert.equal(report.failures, {}, JSON.stringify(report));
 	assert.equal(Object.keys(report.backends), [who]);
+}
+
+async function masqueraded(net: Topology, ports: readonly number[]): Promise<void> {
+	const { v4, v6 } = net.address('n1');
+	for (const port of ports)
+		for (const target of targets(net, ['c1'], 9100, [4, 6])) {
+			const report = await net.load('x', ['-t', 2000, '-p', port, '-k', 5, '-D', 300_000, target]);
+			const what = `${port}, ${target}: ${JSON.stringify(report)}`;
+			assert.equal([report.failures, report.requests], [{}, 5], what);
+			assert.ok(
+				Object.keys(report.clients).every((c) => c === v4 || c === v6),
+				what,
+			);
+		}
+}
+
+async function datagrams(net: Topology, port: number): Promise<void> {
+	for (const target of targets(net, ['c1'], 9153, [4, 6])) {
+		const report = await net.udpload('x', ['-n', 5, '-p', port, target]);
+		assert.equal([report.answered, report.backends], [5, { c1: 5 }], `${target}: ${JSON.stringify(report)}`);
+	}
 }
 
 const tries: readonly Try[] = [
@@ -125,26 +155,10 @@ const tries: readonly Try[] = [
 	[
 		'a masqueraded connection whose source port is a published port, TCP',
 		async (net) => {
-			for (const target of targets(net, ['c1'], 9100, [4, 6])) {
-				const report = await net.load('x', ['-t', 2000, '-p', 40_000, '-k', 5, '-D', 300_000, target]);
-				assert.equal([report.failures, report.requests], [{}, 5], `${target}: ${JSON.stringify(report)}`);
-				const n1 = net.address('n1');
-				assert.ok(
-					Object.keys(report.clients).every((c) => c === n1.v4 || c === n1.v6),
-					JSON.stringify(report),
-				);
-			}
+			await masqueraded(net, [18_080, 40_000]);
 		},
 	],
-	[
-		'masqueraded datagrams whose source port is a published port',
-		async (net) => {
-			for (const target of targets(net, ['c1'], 9153, [4, 6])) {
-				const report = await net.udpload('x', ['-n', 5, '-p', 40_000, target]);
-				assert.equal([report.answered, report.backends], [5, { c1: 5 }], `${target}: ${JSON.stringify(report)}`);
-			}
-		},
-	],
+	['masqueraded datagrams whose source port is a published port', async (net) => datagrams(net, 40_000)],
 	[
 		'ARP and neighbour discovery after every entry was flushed',
 		async (net) => {
@@ -189,6 +203,18 @@ scenario(
 	},
 	(test) => {
 		for (const [name, attempt] of tries) test(`without Beeline: ${name}`, ({ net }) => attempt(net));
+		test('without Beeline: connections from published source ports begin', async ({ net, held }) => {
+			for (const [from, port] of [
+				['x', 18_080],
+				['x', 40_000],
+				['n1', 40_000],
+			] as const)
+				for (const target of targets(net, ['c1'], from === 'x' ? 9100 : 9000, [4, 6])) {
+					const load = net.startLoad(from, ['-p', port, '-k', 0, '-i', 50, '-d', 120_000, '-t', 2000, target]);
+					await load.ready();
+					held.set(`${from}:${port} > ${target}`, load);
+				}
+		});
 		test('the agents start', async ({ net, mesh }) => {
 			const backends = net.tasks().map((task) => taskBackend(net, task));
 			mesh.started = await Mesh.start(
@@ -199,11 +225,20 @@ scenario(
 							name: 'web',
 							ports: [
 								{ published: 8080, target: 80 },
+								{ published: 18_080, target: 80 },
+								{ published: 28_080, target: 80 },
 								{ published: 40_000, target: 80 },
 							],
 							backends,
 						},
-						{ name: 'dns', ports: [{ published: 40_000, target: 53, protocol: 'udp' }], backends },
+						{
+							name: 'dns',
+							ports: [
+								{ published: 40_000, target: 53, protocol: 'udp' },
+								{ published: 28_080, target: 53, protocol: 'udp' },
+							],
+							backends,
+						},
 					],
 				},
 				{ configs: { n1: { uplinks: ['eth0'] } } },
@@ -216,6 +251,30 @@ scenario(
 			]);
 			assert.equal(report.failures, {}, JSON.stringify(report));
 		});
+		test('connections that began before go on, and what their ports are is known from then on', async ({
+			mesh,
+			held,
+		}) => {
+			const n1 = mesh.started?.agent('n1') as Agent;
+			const flags = async () => {
+				const { maps } = await n1.get<{ maps: { map: string; rows: string[] }[] }>('/v1/entries');
+				return Number(/ flags (\d+)/.exec(maps.find((m) => m.map === 'settings')?.rows[0] ?? '')?.[1]);
+			};
+			await waitFor(
+				'source ports to be known',
+				async () => ((await flags()) & SettingsFlag.SETTINGS_KNOW_SOURCES) !== 0,
+			);
+			await new Promise((done) => setTimeout(done, 1000));
+			for (const [what, load] of held) {
+				const report = await load.finish();
+				assert.equal(report.failures, {}, `${what}: ${JSON.stringify(report)}`);
+				assert.ok(report.requests > 10, what);
+			}
+		});
 		for (const [name, attempt] of tries) test(`with Beeline: ${name}`, ({ net }) => attempt(net));
+		test('with Beeline: masqueraded, from a published port that nothing left from before', async ({ net }) => {
+			await masqueraded(net, [28_080]);
+			await datagrams(net, 28_080);
+		});
 	},
 );

@@ -8,7 +8,7 @@ interface Report {
 	readonly release: string;
 	readonly programs: readonly string[];
 	readonly attachments: number;
-	readonly conntrack: { readonly first: boolean; readonly second: boolean; readonly switched: boolean };
+	readonly conntrack: Readonly<Record<'first' | 'second' | 'switched' | 'readable', boolean>>;
 	readonly uplink: { readonly mode: string; readonly via: string };
 	readonly jumbo: { readonly mode: string };
 	readonly via: readonly string[];
@@ -46,7 +46,7 @@ for (const [series, via] of [
 			assert.equal([r.uplink.mode, r.uplink.via, ...r.via], ['native', via, via, via]);
 			assert.is(r.jumbo.mode, 'native');
 			// A module there, which is loaded after the first start.
-			assert.equal(r.conntrack, { first: false, second: true, switched: true });
+			assert.equal(r.conntrack, { first: false, second: true, switched: true, readable: true });
 			assert.equal(r.left, []);
 			assert.equal([r.programsLeft, r.mapsLeft], [0, 0]);
 		});

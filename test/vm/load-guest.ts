@@ -3,7 +3,7 @@
  * there. argv: directory of compiled objects.
  */
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { OBJECTS, openDatapath } from '../../src/loader/datapath.js';
 import { waitFor } from '../support/wait.js';
@@ -41,7 +41,12 @@ console.log(
 	JSON.stringify({
 		release: release(),
 		objects: OBJECTS.length,
-		conntrack: { first: first.asksConntrack, second: second.asksConntrack, switched: first.id !== second.id },
+		conntrack: {
+			first: first.asksConntrack,
+			second: second.asksConntrack,
+			switched: first.id !== second.id,
+			readable: existsSync('/proc/net/nf_conntrack'),
+		},
 		programs: programs.map((p) => p.name),
 		attachments: attachments.length,
 		uplink,
