@@ -145,6 +145,19 @@ function rows(): readonly Row[] {
 			to: STATELESS,
 			verdict: 'return_client_local',
 		},
+		...(
+			[
+				['TCP', reply],
+				['UDP', frame(MAC, { source: OWN, destination: CLIENT, sourcePort: 5000, destinationPort: 1024 }, undefined)],
+			] as const
+		).map(([of, leaves]) => ({
+			name: `TC: not ours, leaves by an uplink, ${of}`,
+			program: 'w_egress',
+			by: Programs.PROGRAM_UPLINK_TC_EGRESS,
+			frame: leaves,
+			flows: both,
+			verdict: 'pass_not_ours',
+		})),
 		{
 			...xdp,
 			name: 'not ours: nothing published',

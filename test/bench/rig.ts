@@ -84,7 +84,7 @@ async function build(name: string): Promise<Uint8Array> {
  * @param ifindex of the uplink
  */
 export async function buildRig(o: { readonly flows: boolean; readonly ifindex?: number }): Promise<Rig> {
-	const [floor, uplink, endpoint] = await Promise.all(['floor', 'uplink', 'endpoint'].map(build));
+	const [floor, uplink, ...tc] = await Promise.all(['floor', 'uplink', 'endpoint', 'egress'].map(build));
 	const objects: BpfObject[] = [];
 	try {
 		const f = open(floor, { name: 'floor' }).loadSync();
@@ -97,14 +97,15 @@ export async function buildRig(o: { readonly flows: boolean; readonly ifindex?: 
 		const u = opened.loadSync();
 		objects.push(u);
 		const maps = new Map<string, BpfMap>(Object.entries(u.maps as Record<string, BpfMap>));
-		const second = open(endpoint, { name: 'endpoint' });
-		second.disableProgram('endpoint_tc');
-		for (const name of second.mapNames()) {
-			const map = maps.get(name);
-			if (map) second.reuseMap(name, map);
+		for (const bytes of tc) {
+			const next = open(bytes, { name: 'tc' });
+			for (const name of next.programNames()) if (!name.startsWith('w_')) next.disableProgram(name);
+			for (const name of next.mapNames()) {
+				const map = maps.get(name);
+				if (map) next.reuseMap(name, map);
+			}
+			objects.push(next.loadSync());
 		}
-		const e = second.loadSync();
-		objects.push(e);
 		const store = kernelStore(maps);
 		fillFloor(f);
 		fill(store, o.ifindex ?? 1);

@@ -89,4 +89,28 @@ int name(struct xdp_md *ctx)								\
 	return action;									\
 }
 
+/* What leaves: a client is its destination. */
+#define WRAP_TC(name, called)								\
+SEC("tc")										\
+int name(struct __sk_buff *skb)								\
+{											\
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;	\
+											\
+	if (data + PLAIN > end)								\
+		return TC_ACT_SHOT;							\
+	if (flow_mask)									\
+		put_flow(data, 30, 36);							\
+	int action = called(skb);							\
+	skb->mark = 0;									\
+	data = (void *)(long)skb->data;							\
+	end = (void *)(long)skb->data_end;						\
+	if (data + PLAIN > end)								\
+		return TC_ACT_SHOT;							\
+	__u64 *to = data;								\
+	_Pragma("unroll") for (int i = 0; i < PLAIN / 8; i++)				\
+		to[i] = frame_words[i];							\
+	actions[action & 7]++;								\
+	return action;									\
+}
+
 #endif
