@@ -277,6 +277,16 @@ function oneSentence(e: unknown): string {
 	return text.split('\n')[0]!.replace(/^error: /, '');
 }
 
+/** What is wrong with the command's words; commander proposes a similar one in a second line. */
+function misused(e: CommanderError): string {
+	if (e.code === 'commander.help') return 'a verb is missing: add --help to see what there is';
+	const text = e.message
+		.replace(/^error: /, '')
+		.replace(/\s*\n\s*/g, ' ')
+		.replace(/\.$/, '');
+	return e.code === 'commander.invalidArgument' ? text : `${text}: add --help to see what there is`;
+}
+
 async function main(): Promise<number> {
 	// `beeline nodes | head -1` closes the pipe: that is no failure of ours.
 	process.stdout.on('error', (e: NodeJS.ErrnoException) => {
@@ -294,8 +304,7 @@ async function main(): Promise<number> {
 	} catch (e) {
 		if (e instanceof CommanderError) {
 			if (e.exitCode === 0) return 0;
-			const text = e.code === 'commander.help' ? 'a verb is missing: add --help to see what there is' : oneSentence(e);
-			process.stderr.write(`${text}\n`);
+			process.stderr.write(`${misused(e)}\n`);
 			return 1;
 		}
 		process.stderr.write(`${oneSentence(e)}\n`);

@@ -52,6 +52,8 @@ export interface NamespacesDeps {
 	readonly engine: Pick<Engine, 'get' | 'events'>;
 	readonly directory?: string;
 	readonly log: (level: 'info' | 'warn' | 'debug', text: string) => void;
+	/** How long a namespace may be away before it is told. Default: BLIND_MS. */
+	readonly blindMs?: number;
 	/** Runs a job in a namespace; default: a visitor of its own. */
 	readonly visit?: { call(path: string, job: Job): Promise<unknown>; close(): Promise<void> };
 }
@@ -76,6 +78,8 @@ const RETRY_MS = [200, 500, 1000, 2000, 5000];
 /** Of what no event told. */
 const FULL_MS = 30_000;
 const MAX_ENDPOINTS = 65536;
+/** For so long a file without a namespace is one of a container that comes or goes. */
+const BLIND_MS = 10_000;
 
 interface Known {
 	readonly inode: bigint;
@@ -172,6 +176,11 @@ export function watchNamespaces(deps: NamespacesDeps, on: NamespacesEvents): Nam
 	let events: { close(): void } | undefined;
 	let eventsTimer: NodeJS.Timeout | undefined;
 	let eventTries = 0;
+	/** Files without a namespace, and addresses of running containers that no namespace has: since when. */
+	let bare = new Map<string, number>();
+	let unseen = new Map<string, number>();
+	let blind: string | undefined;
+	const blindMs = deps.blindMs ?? BLIND_MS;
 	const now = () => performance.now();
 
 	function index(): void {
@@ -317,7 +326,7 @@ export function watchNamespaces(deps: NamespacesDeps, on: NamespacesEvents): Nam
 			complete = true;
 			problem = undefined;
 			failures = 0;
-			later(FULL_MS);
+			later(lookForUnseen(names) ? blindMs : FULL_MS);
 		} catch (e) {
 			if (closed) return;
 			problem = sentence(e);
@@ -327,6 +336,31 @@ export function watchNamespaces(deps: NamespacesDeps, on: NamespacesEvents): Nam
 			if (again) later(0);
 		}
 		if (changed || problem !== before) on.onChange();
+	}
+
+	/** Docker mounts a namespace on each file; a container that runs and a file that stays bare say that it is not seen here. @returns whether it may be so */
+	function lookForUnseen(names: readonly string[]): boolean {
+		const at = now();
+		const since = (before: ReadonlyMap<string, number>, keys: readonly string[]) =>
+			new Map(keys.map((k) => [k, before.get(k) ?? at]));
+		const found = new Set([...known.values()].flatMap((k) => k.interfaces.map((i) => i.address)));
+		bare = since(
+			bare,
+			names.filter((n) => !known.has(n)),
+		);
+		unseen = since(
+			unseen,
+			listed.map((e) => e.address).filter((a) => !found.has(a)),
+		);
+		const long = (m: ReadonlyMap<string, number>) => [...m].filter(([, t]) => at - t >= blindMs).map(([k]) => k);
+		const without = long(unseen);
+		const told = blind;
+		blind =
+			without.length > 0 && long(bare).length > 0
+				? `namespaces that Docker mounts in ${directory} do not reach the agent (of containers ${without.slice(0, 3).join(', ')}${without.length > 3 ? ', …' : ''}): where these dial a service’s VIP they are left to Docker; give the agent’s mounts rslave propagation and start it again`
+				: undefined;
+		if (blind !== told) on.onChange();
+		return blind === undefined && bare.size > 0 && unseen.size > 0;
 	}
 
 	function later(inMs: number): void {
@@ -397,7 +431,7 @@ export function watchNamespaces(deps: NamespacesDeps, on: NamespacesEvents): Nam
 			complete && problem === undefined
 				? new Map([...known.values()].map((k) => [k.cookie, k.networks] as const))
 				: undefined,
-		problem: () => problem,
+		problem: () => problem ?? blind,
 		async closeSockets(network, addresses) {
 			let found = 0;
 			let left = 0;

@@ -163,9 +163,10 @@ test('over TCP reading needs no token, changing does: from the environment or a 
 test('mistakes are one sentence and exit 1', async (c) => {
 	const env = { BEELINE_AGENT: c.where };
 	await fails(run([], env), /a verb is missing/);
-	await fails(run(['frob'], env), /unknown command 'frob'/);
-	await fails(run(['nodes', '--frob'], env), /unknown option '--frob'/);
-	await fails(run(['drain'], env), /missing required argument/);
+	await fails(run(['frob'], env), /^unknown command 'frob': add --help to see what there is$/m);
+	await fails(run(['node', 'sl'], env), /^unknown command 'sl' \(Did you mean ls\?\): add --help/m);
+	await fails(run(['nodes', '--frob'], env), /^unknown option '--frob': add --help to see what there is$/m);
+	await fails(run(['drain'], env), /^missing required argument 'backend\|node': add --help/m);
 	await fails(run(['nodes', '-o', 'xml'], env), /-o, --output/);
 	await fails(run(['flows', '--limit', '0'], env), /--limit/);
 	await fails(run(['agent'], env), /--config/);

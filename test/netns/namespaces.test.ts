@@ -35,6 +35,7 @@ class Bed {
 			{
 				directory: directory ?? this.directory,
 				log: () => undefined,
+				blindMs: 300,
 				engine: {
 					get: async (path) => {
 						this.asked.push(path);
@@ -231,6 +232,29 @@ scenario(
 			} finally {
 				await bed.close();
 				rmSync(directory, { recursive: true, force: true });
+			}
+		});
+
+		test('files that stay without a namespace are told: mounts that do not reach the agent', async ({ net }) => {
+			const bed = new Bed(net);
+			try {
+				await bed.appear('n1t1', 'aaaaaaaaaa11');
+				bed.containers = [bed.container('n1t1', 'c1')];
+				bed.connect('red');
+				await waitFor('the first', () => bed.watch.current()?.size === 1);
+				writeFileSync(join(bed.directory, 'aaaaaaaaaa12'), '');
+				await new Promise((r) => setTimeout(r, 600));
+				assert.is(bed.watch.problem(), undefined, 'a file alone is what a killed engine leaves');
+				bed.containers = [bed.container('n1t1', 'c1'), bed.container('n1t2', 'c2')];
+				bed.connect('red');
+				await waitFor('the problem', () => /rslave/.test(bed.watch.problem() ?? ''));
+				assert.ok(bed.watch.problem()?.includes(net.address('n1t2').v4), bed.watch.problem());
+				assert.is(bed.watch.current()?.size, 1, 'what is seen is served');
+				await bed.appear('n1t2', 'aaaaaaaaaa12');
+				bed.connect('red');
+				await waitFor('its end', () => bed.watch.problem() === undefined && bed.watch.current()?.size === 2);
+			} finally {
+				await bed.close();
 			}
 		});
 
