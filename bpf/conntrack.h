@@ -50,9 +50,30 @@ INLINE void remember(const struct flow_key *k, struct transition *t, __u32 ref, 
 		bpf_map_update_elem(&conntrack, k, &f, BPF_ANY);
 }
 
+/* A record of a generation that does not count is none, and must not hide one in the other table. */
+INLINE struct flow *record_of(const struct flow_key *k, __u32 generation, __u32 other)
+{
+	struct flow *f = bpf_map_lookup_elem(&conntrack, k);
+
+	if (!f || (f->generation != generation && f->generation != other))
+		f = bpf_map_lookup_elem(&conntrack_old, k);
+	return f && (f->generation == generation || f->generation == other) ? f : NULL;
+}
+
+/* A flow stays elsewhere than its slot says, because of a record of the time when its frontend tracked always. */
+INLINE void stamp_untracked(__u32 frontend, __u64 now)
+{
+	struct transition *u = bpf_map_lookup_elem(&untracked, &frontend);
+
+	if (u)
+		u->needed_ns = now;
+}
+
 /*
- * The backend of a flow whose slot is moving or settling, or whose service tracks always. `t` is NULL in the latter
- * case while the slot never moved. Returns REF_NONE where nothing is alive.
+ * The backend of a flow whose slot is moving or settling, or whose service tracks always, or did. Records of both kinds
+ * count whenever both may be: those of the slot's generation while it is not stable, those of the frontend's while it tracks
+ * always and afterwards. One that is asked goes over to the kind that is made now (docs/decisions/0042). Returns REF_NONE
+ * where nothing is alive.
  */
 GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u32 slot)
 {
@@ -60,7 +81,7 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 		return REF_NONE;
 	bool v6 = p->family == 6;
 	__u32 table = fe->tables[v6].table, mask = fe->tables[v6].mask;
-	bool always = fe->flags & FRONTEND_TRACK_ALWAYS;
+	bool always = fe->flags & FRONTEND_TRACK_ALWAYS, tracked = fe->flags & FRONTEND_TRACKED;
 	__u32 *word = slot_of(table, slot);
 
 	if (!word)
@@ -76,12 +97,15 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 		moving = false;
 		settling = now - t->needed_ns <= fe->window_ns || (__s64)(now - t->needed_ns) < 0;
 	}
+	if (!moving && !settling)
+		t = NULL;
 	if (!t)
 		moving = false;
-	if (!moving && !settling && !always)
+	if (!t && !always && !tracked)
 		return is_alive(current) ? current : next_alive(table, mask, slot);
 
-	__u32 generation = t && !always ? t->generation : 0;
+	__u32 generation = t && !always ? t->generation : fe->generation;
+	__u32 other = t && always ? t->generation : tracked ? fe->generation : generation;
 	bool udp = p->proto == IPPROTO_UDP;
 	bool syn = is_syn(p);
 	bool ending = p->tcp & (TCP_FIN | TCP_RST);
@@ -89,14 +113,7 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	struct flow_key k;
 
 	flow_key_of(&k, p);
-	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
-
-	/* A record of another generation is none, and must not hide one in the other table. */
-	if (!f || f->generation != generation)
-		f = bpf_map_lookup_elem(&conntrack_old, &k);
-	if (f && f->generation != generation)
-		f = NULL;
-
+	struct flow *f = record_of(&k, generation, other);
 	struct flow *half = udp ? NULL : bpf_map_lookup_elem(&conntrack_half_open, &k);
 
 	if (half && !is_alive(half->ref))
@@ -109,8 +126,14 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 	if (f && !superseded && !(syn && f->closing) && !((syn || udp) && !alive)) {
 		if (ending)
 			f->closing = 1;
-		if (t && f->ref != current && !quoted)
-			t->needed_ns = now;
+		if (f->generation != generation)
+			f->generation = generation;
+		if (f->ref != current && !quoted) {
+			if (t)
+				t->needed_ns = now;
+			else if (tracked)
+				stamp_untracked(table >> 1, now);
+		}
 		/* The record stays: a backend that was wrongly called down may return. */
 		return alive ? f->ref : is_alive(current) ? current : next_alive(table, mask, slot);
 	}
@@ -142,6 +165,9 @@ GLOBAL __u32 pick_tracked(const struct packet *p, const struct frontend *fe, __u
 
 	__u32 up = is_alive(current) ? current : next_alive(table, mask, slot);
 
+	/* Of a stable slot, tracked no more: whom no record tells of is where the slot says. */
+	if (!f && !t && !always)
+		return up;
 	if (syn) {
 		struct flow h = { .ref = up, .generation = generation, .isn = p->seq };
 
@@ -195,13 +221,7 @@ GLOBAL int is_hashed_by_client(const struct packet *p, const struct frontend *fe
 
 	flow_key_of(&k, p);
 	k.kind = FLOW_HASH;
-	struct flow *f = bpf_map_lookup_elem(&conntrack, &k);
-
-	if (!f || f->generation != generation)
-		f = bpf_map_lookup_elem(&conntrack_old, &k);
-	if (f && f->generation != generation)
-		f = NULL;
-
+	struct flow *f = record_of(&k, generation, generation);
 	__u32 half = 0, isn = 0;
 
 	if (!udp) {
@@ -274,7 +294,7 @@ INLINE __u32 pick(const struct packet *p, const struct frontend *fe, __u32 hash,
 		return REF_NONE;
 	__u32 ref = *word & REF_MASK;
 
-	if (unlikely(*word >> SLOT_PHASE_SHIFT != SLOT_STABLE || fe->flags & FRONTEND_TRACK_ALWAYS) &&
+	if (unlikely(*word >> SLOT_PHASE_SHIFT != SLOT_STABLE || fe->flags & (FRONTEND_TRACK_ALWAYS | FRONTEND_TRACKED)) &&
 	    !(fe->flags & FRONTEND_TRACK_NONE))
 		return pick_tracked(p, fe, slot);
 	if (unlikely(is_kernel(ref)))

@@ -198,6 +198,15 @@ struct {
 	__type(value, struct transition);
 } rehashes SEC(".maps");
 
+/* Index of a frontend with FRONTEND_TRACKED -> since when, and when a flow needed a record last. Nearly always empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FRONTENDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct transition);
+} untracked SEC(".maps");
+
 /* SYNs of slots in transition: a flood fills this one and no other. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

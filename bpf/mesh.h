@@ -53,7 +53,10 @@ enum slot_phase {
 	SLOT_MOVING = 1,	/* settling is a moving slot whose `since` lies a window back */
 };
 
-/* One cell of the table `transitions`: cold data of a slot that is not stable. Of `rehashes`: of a frontend's hash. */
+/*
+ * One cell of the table `transitions`: cold data of a slot that is not stable. Of `rehashes`: of a frontend's hash. Of `untracked`:
+ * of the end of `tracking: always`.
+ */
 struct transition {
 	__u64 since_ns;		/* CLOCK_BOOTTIME of the last change of `current` */
 	__u64 needed_ns;	/* CLOCK_BOOTTIME of the last packet sent elsewhere than `current`; written by programs */
@@ -115,6 +118,7 @@ enum frontend_flag {
 	FRONTEND_DENY = 1 << 4,		/* a client must not be in `deny` */
 	FRONTEND_KERNEL = 1 << 5,	/* the kernel's own mesh answers too: when the agent is stale new flows pass */
 	FRONTEND_REHASHED = 1 << 6,	/* FRONTEND_AFFINITY changed: `rehashes` tells which flows keep the other hash */
+	FRONTEND_TRACKED = 1 << 7,	/* no more FRONTEND_TRACK_ALWAYS: its records hold until none is needed (`untracked`) */
 };
 
 /* What a flow is hashed by: `previous` of a row of `rehashes`, and `ref` of its flows' records. */
@@ -138,7 +142,7 @@ struct frontend {
 	__u8 proto;
 	__u8 pad[3];
 	__u32 acl;			/* list id in `allow` and `deny` */
-	__u32 pad2;
+	__u32 generation;		/* of records of FRONTEND_TRACK_ALWAYS: another each time that it is set */
 };
 
 /* Asked only where the port's row says so. */

@@ -374,6 +374,7 @@ export function entries(store: MeshStore, limit: number): EntriesView {
 	add('exact_frontends', store.exactFrontends.entries());
 	add('frontends', store.frontends.entries());
 	add('rehashes', store.rehashes.entries());
+	add('untracked', store.untracked.entries());
 	add('backends', store.backends.entries());
 	add('local_backends', store.localBackends.entries());
 	add('nodes', store.nodes.entries());

@@ -59,6 +59,7 @@ export const FrontendFlag = {
 	FRONTEND_DENY: 16,
 	FRONTEND_KERNEL: 32,
 	FRONTEND_REHASHED: 64,
+	FRONTEND_TRACKED: 128,
 } as const;
 
 /** enum hashed_by */
@@ -394,11 +395,12 @@ export interface Frontend {
 	readonly port: number;
 	readonly proto: number;
 	readonly acl: number;
+	readonly generation: number;
 }
 
 export const frontendCodec: Codec<Frontend> = {
 	size: 48,
-	offsets: { tables: 0, window_ns: 16, udp_window_ns: 24, flags: 32, port: 34, proto: 36, pad: 37, acl: 40, pad2: 44 },
+	offsets: { tables: 0, window_ns: 16, udp_window_ns: 24, flags: 32, port: 34, proto: 36, pad: 37, acl: 40, generation: 44 },
 	encode(row, v, at) {
 		tableRefCodec.encode(row.tables[0], v, at + 0);
 		tableRefCodec.encode(row.tables[1], v, at + 8);
@@ -408,13 +410,10 @@ export const frontendCodec: Codec<Frontend> = {
 		v.setUint16(at + 34, row.port);
 		v.setUint8(at + 36, row.proto);
 		v.setUint32(at + 40, row.acl, true);
+		v.setUint32(at + 44, row.generation, true);
 		v.setUint8(at + 37, 0);
 		v.setUint8(at + 38, 0);
 		v.setUint8(at + 39, 0);
-		v.setUint8(at + 44, 0);
-		v.setUint8(at + 45, 0);
-		v.setUint8(at + 46, 0);
-		v.setUint8(at + 47, 0);
 	},
 	decode: (v, at) => ({
 		tables: [tableRefCodec.decode(v, at + 0), tableRefCodec.decode(v, at + 8)],
@@ -424,6 +423,7 @@ export const frontendCodec: Codec<Frontend> = {
 		port: v.getUint16(at + 34),
 		proto: v.getUint8(at + 36),
 		acl: v.getUint32(at + 40, true),
+		generation: v.getUint32(at + 44, true),
 	}),
 };
 

@@ -941,6 +941,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const exactFrontends = typed('exact_frontends', exactKey, u32);
 	const frontends = array<Frontend>('frontends', wire(frontendCodec));
 	const rehashes = typed('rehashes', u32, wire(transitionCodec));
+	const untracked = typed('untracked', u32, wire(transitionCodec));
 	const backends = array<Backend>('backends', wire(backendCodec));
 	const nodes = array<Node>('nodes', wire(nodeCodec));
 	const localBackends = typed<string, LocalBackend>('local_backends', mac, wire(localBackendCodec));
@@ -1020,6 +1021,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 			Atomics.store(m.u64, (at - page) >> 3, (BigInt(ref.mask >>> 0) << 32n) | BigInt(ref.table >>> 0));
 		},
 		rehashes: hashStore(rehashes),
+		untracked: hashStore(untracked),
 		tables,
 		backends,
 		localBackends: hashStore(localBackends),
@@ -1097,6 +1099,7 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 					ownAddresses,
 					exactFrontends,
 					rehashes,
+					untracked,
 					localBackends,
 					vteps,
 					allow,

@@ -164,11 +164,11 @@ export interface TableSpec {
 	readonly toKernel: boolean;
 }
 
-/** A frontend's row but for the masks, which follow from the sizes that its tables have grown to. */
+/** A frontend's row but for what follows from the maps: masks from the sizes that its tables have grown to, its generation. */
 export interface FrontendSpec {
 	readonly key: string;
 	readonly index: number;
-	readonly row: Omit<FrontendRow, 'tables'>;
+	readonly row: Omit<FrontendRow, 'tables' | 'generation'>;
 	/** 0: none. */
 	readonly table4: number;
 	readonly table6: number;

@@ -31,8 +31,9 @@ import type { OverlayEntries } from './overlay.js';
 import {
 	applySlots,
 	countMoving,
+	isOver,
 	isRehash,
-	isRehashOver,
+	isUntracking,
 	leaveToKernel,
 	refGeneration,
 	refIndex,
@@ -40,6 +41,7 @@ import {
 	rehash,
 	settle,
 	startFromKernel,
+	trackedGeneration,
 } from './slots.js';
 import type { AclKey, ExactKey, MeshStore, OnLinkKey, RowStore } from './store.js';
 
@@ -255,6 +257,8 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		frontends: new Map<number, FrontendRow>(store.frontends.entries()),
 		/** Frontend → since when flows may keep another hash, ns. */
 		rehashes: new Map<number, bigint>([...store.rehashes.entries()].map(([index, r]) => [index, r.since_ns])),
+		/** Frontend → since when it does not track always any more, ns. */
+		untracked: new Map<number, bigint>([...store.untracked.entries()].map(([index, r]) => [index, r.since_ns])),
 		ports: new Map<number, number>(store.ports.entries()),
 		exact: new Map<string, readonly [ExactKey, number]>(
 			[...store.exactFrontends.entries()].map((e) => [exactId(e[0]), e]),
@@ -588,9 +592,15 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		}
 
 		// Frontends, and who may dial them.
+		const { FRONTEND_REHASHED, FRONTEND_TRACKED, FRONTEND_TRACK_ALWAYS, FRONTEND_TRACK_NONE } = FrontendFlag;
+		/** Whether records of `tracking: always` hold, which is no more. */
+		const isTracked = (f: FrontendSpec): boolean =>
+			cache.untracked.has(f.index) && (f.row.flags & (FRONTEND_TRACK_ALWAYS | FRONTEND_TRACK_NONE)) === 0;
 		const rowOf = (f: FrontendSpec): FrontendRow => ({
 			...f.row,
-			flags: f.row.flags | (cache.rehashes.has(f.index) ? FrontendFlag.FRONTEND_REHASHED : 0),
+			flags:
+				f.row.flags | (cache.rehashes.has(f.index) ? FRONTEND_REHASHED : 0) | (isTracked(f) ? FRONTEND_TRACKED : 0),
+			generation: trackedGeneration(cache.frontends.get(f.index), f.row.flags, clockNs),
 			tables: [
 				{ table: f.table4, mask: f.table4 === 0 ? 0 : (tables.get(f.table4)?.size ?? 1) - 1 },
 				{ table: f.table6, mask: f.table6 === 0 ? 0 : (tables.get(f.table6)?.size ?? 1) - 1 },
@@ -619,6 +629,12 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 						!attempt(`affinity of ${service}`, () => beginRehash(f.index, old, f.row.window_ns), service)
 					)
 						break;
+					if (
+						old &&
+						isUntracking(old.flags, f.row.flags) &&
+						!attempt(`tracking of ${service}`, () => endTracking(f.index), service)
+					)
+						break;
 					const row = rowOf(f);
 					if (old) {
 						attempt(
@@ -629,7 +645,10 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 										store.setTableRef(f.index, i === 0 ? 4 : 6, row.tables[i]);
 										rowsWritten++;
 									}
-								cache.frontends.set(f.index, { ...old, tables: row.tables });
+								cache.frontends.set(f.index, { ...old, tables: row.tables, generation: row.generation });
+								// Known before the flag that has records made with it.
+								if (row.generation !== old.generation)
+									store.frontends.setMany([[f.index, cache.frontends.get(f.index) as FrontendRow]]);
 							},
 							service,
 						);
@@ -640,6 +659,15 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 				}
 			}
 			writeRows('frontends', store.frontends, rows, (key, row) => cache.frontends.set(key, row));
+			const tracked = [...cache.untracked.keys()].filter((k) => {
+				const f = cache.frontends.get(k);
+				return f !== undefined && (f.flags & FRONTEND_TRACKED) === 0;
+			});
+			if (tracked.length > 0)
+				attempt('untracked', () => {
+					store.untracked.deleteMany(tracked);
+					for (const k of tracked) cache.untracked.delete(k);
+				});
 		}
 
 		// Ports. Those of a service that failed stay as they are.
@@ -716,14 +744,15 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 						store.clearCounters('frontends', keys);
 					},
 				);
-				drop(
-					'rehashes',
-					[...cache.rehashes.keys()].filter((k) => !frontends.has(k)),
-					(keys) => {
-						store.rehashes.deleteMany(keys);
-						for (const k of keys) cache.rehashes.delete(k);
-					},
-				);
+				for (const part of ['rehashes', 'untracked'] as const)
+					drop(
+						part,
+						[...cache[part].keys()].filter((k) => !frontends.has(k)),
+						(keys) => {
+							store[part].deleteMany(keys);
+							for (const k of keys) cache[part].delete(k);
+						},
+					);
 				for (const which of ['allow', 'deny'] as const)
 					drop(
 						`${which} list`,
@@ -885,18 +914,23 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		store.rehashes.setMany([[index, row]]);
 		cache.rehashes.set(index, row.since_ns);
 	}
-	/** Frontends whose last flow with another hash has been silent for a window. */
-	function settleHashes(nowNs: bigint): void {
-		for (const [index, since] of cache.rehashes) {
+	function endTracking(index: number): void {
+		const nowNs = store.now();
+		store.untracked.setMany([[index, { since_ns: nowNs, needed_ns: nowNs, previous: REF_NONE, generation: 0 }]]);
+		cache.untracked.set(index, nowNs);
+	}
+	/** Frontends whose last flow with another hash, or elsewhere than its slot says, has been silent for a window. */
+	function settleFrontends(part: 'rehashes' | 'untracked', flag: number, nowNs: bigint): void {
+		for (const [index, since] of cache[part]) {
 			const f = cache.frontends.get(index);
 			if (f === undefined || nowNs - since <= f.window_ns) continue;
-			const row = store.rehashes.get(index);
-			if (row !== undefined && !isRehashOver(row, { nowNs, windowNs: f.window_ns })) continue;
-			const next = { ...f, flags: f.flags & ~FrontendFlag.FRONTEND_REHASHED };
+			const row = store[part].get(index);
+			if (row !== undefined && !isOver(row, { nowNs, windowNs: f.window_ns })) continue;
+			const next = { ...f, flags: f.flags & ~flag };
 			store.frontends.setMany([[index, next]]);
 			cache.frontends.set(index, next);
-			store.rehashes.deleteMany([index]);
-			cache.rehashes.delete(index);
+			store[part].deleteMany([index]);
+			cache[part].delete(index);
 		}
 	}
 
@@ -911,7 +945,8 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		reconcile,
 		settle() {
 			const nowNs = store.now();
-			settleHashes(nowNs);
+			settleFrontends('rehashes', FrontendFlag.FRONTEND_REHASHED, nowNs);
+			settleFrontends('untracked', FrontendFlag.FRONTEND_TRACKED, nowNs);
 			let settled = 0;
 			let moving = 0;
 			const stable: number[] = [];

@@ -9,6 +9,7 @@
  * happen for them. The programs compute the same from the same words.
  */
 import {
+	type Frontend,
 	FrontendFlag,
 	HashedBy,
 	REF_GENERATION_MASK,
@@ -137,8 +138,8 @@ export function isRehash(before: number, after: number): boolean {
 	return ((before ^ after) & FrontendFlag.FRONTEND_AFFINITY) !== 0 && (after & FrontendFlag.FRONTEND_TRACK_NONE) === 0;
 }
 
-/** Whether a row of `rehashes` says nothing any more. */
-export function isRehashOver(row: Transition, clock: SlotClock): boolean {
+/** Whether a row of `rehashes` or `untracked` says nothing any more. */
+export function isOver(row: Transition, clock: SlotClock): boolean {
 	return clock.nowNs - row.since_ns > clock.windowNs && clock.nowNs - row.needed_ns > clock.windowNs;
 }
 
@@ -147,7 +148,7 @@ export function isRehashOver(row: Transition, clock: SlotClock): boolean {
  * oldest hash until a window is over, and records of an earlier change hold while that one is not.
  */
 export function rehash(flagsBefore: number, was: Transition | undefined, clock: SlotClock): Transition {
-	const over = was === undefined || isRehashOver(was, clock);
+	const over = was === undefined || isOver(was, clock);
 	const moving = was !== undefined && clock.nowNs - was.since_ns <= clock.windowNs;
 	const before =
 		(flagsBefore & FrontendFlag.FRONTEND_AFFINITY) !== 0 ? HashedBy.HASHED_BY_CLIENT : HashedBy.HASHED_BY_FLOW;
@@ -157,6 +158,32 @@ export function rehash(flagsBefore: number, was: Transition | undefined, clock: 
 		previous: moving ? was.previous : before,
 		generation: over ? nextGeneration(was, clock.nowNs) : was.generation,
 	};
+}
+
+/** Whether a change of flags ends `tracking: always`, and its records are needed still. */
+export function isUntracking(before: number, after: number): boolean {
+	const { FRONTEND_TRACK_ALWAYS, FRONTEND_TRACK_NONE } = FrontendFlag;
+	return (before & FRONTEND_TRACK_ALWAYS) !== 0 && (after & (FRONTEND_TRACK_ALWAYS | FRONTEND_TRACK_NONE)) === 0;
+}
+
+/**
+ * The generation of records that a frontend tracks always with. Another each time that this begins, for in between nobody
+ * looked at them, and a port of a client may belong to a new flow; the same where those of before hold still. The high bit
+ * is no slot's.
+ */
+export function trackedGeneration(
+	before: Pick<Frontend, 'flags' | 'generation'> | undefined,
+	after: number,
+	nowNs: bigint,
+): number {
+	const { FRONTEND_TRACK_ALWAYS, FRONTEND_TRACKED } = FrontendFlag;
+	const last = before?.generation ?? 0;
+	if (
+		(after & FRONTEND_TRACK_ALWAYS) === 0 ||
+		((before?.flags ?? 0) & (FRONTEND_TRACK_ALWAYS | FRONTEND_TRACKED)) !== 0
+	)
+		return last;
+	return Math.max(last + 1, 2 ** 31 + Number((nowNs / 1_000_000_000n) & 0x3fff_ffffn)) >>> 0;
 }
 
 export interface Settled {

@@ -150,6 +150,8 @@ export interface MeshStore {
 	setTableRef(frontend: number, family: 4 | 6, ref: { table: number; mask: number }): void;
 	/** Key: index of a frontend whose affinity changed. */
 	readonly rehashes: RowStore<number, Transition>;
+	/** Key: index of a frontend that does not track always any more. */
+	readonly untracked: RowStore<number, Transition>;
 	readonly tables: TableStore;
 	readonly backends: RowStore<number, Backend>;
 	readonly localBackends: RowStore<string, LocalBackend>;

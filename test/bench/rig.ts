@@ -230,7 +230,7 @@ function fill(store: KernelStore, ifindex: number): void {
 			const ref = { table: 2 * i, mask: size - 1 };
 			return [
 				i,
-				{ tables: [ref, ref], window_ns: SINCE, udp_window_ns: SINCE, flags: 0, port, proto, acl: 0 },
+				{ tables: [ref, ref], window_ns: SINCE, udp_window_ns: SINCE, flags: 0, port, proto, acl: 0, generation: 0 },
 			] as const;
 		}),
 	);

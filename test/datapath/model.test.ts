@@ -147,6 +147,23 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 	['living backends are called down and come back', { kinds: [...base.kinds, 'flap'] }, [25]],
 	['somebody sends SYNs with the 5-tuples of living flows', { spoof: 2 }, [26]],
 	['all flows are UDP', { udp: 1 }, [27]],
+	['every flow is tracked', { tracking: 'always' }, [31]],
+	['tracking changes between auto and always', { kinds: [...base.kinds, 'track'] }, [32, 33]],
+	['tracking changes, of UDP', { udp: 1, kinds: [...base.kinds, 'track'] }, [34]],
+	[
+		'everything at once, and tracking changes',
+		{
+			resize: true,
+			delay: 4,
+			slow: 20,
+			restart: 0.02,
+			spoof: 1,
+			udp: 0.2,
+			flood: 500,
+			kinds: [...base.kinds, 'flap', 'track'],
+		},
+		[35],
+	],
 	['SYN floods', { flood: 500 }, [28]],
 	[
 		'everything at once',

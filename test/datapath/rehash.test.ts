@@ -6,7 +6,7 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { FrontendFlag } from '../../src/loader/layout.gen.js';
-import { applySlots, isRehashOver, rehash } from '../../src/mesh/slots.js';
+import { applySlots, isOver, rehash } from '../../src/mesh/slots.js';
 import { build, type Packet } from './packets.js';
 import { BACKENDS, fill, frontendRow, serviceIndex, TCP, tableOf, UDP } from './services.js';
 import { buildInterfaces, closeInterfaces, insideNetns, MAC, UP0, World } from './world.js';
@@ -153,9 +153,9 @@ if (insideNetns(import.meta.url, 'datapath: affinity changes')) {
 		const silent = Array.from({ length: 40 }, () => tcpFlow());
 		assert.is(spread(silent.map((f) => f.data())), 1, 'settling: a flow that nobody knows is as new ones');
 		at(300);
-		assert.not.ok(isRehashOver(row()!, clock()));
+		assert.not.ok(isOver(row()!, clock()));
 		at(341);
-		assert.ok(isRehashOver(row()!, clock()));
+		assert.ok(isOver(row()!, clock()));
 		assert.is(spread(flows.map((f) => f.flow.data())), 1);
 	});
 

@@ -101,6 +101,7 @@ export function frontendRow(name: ServiceName, over: Partial<Frontend> = {}): Fr
 		port: s.port,
 		proto: s.proto ?? TCP,
 		acl: s.acl ?? 0,
+		generation: 0,
 		...over,
 	};
 }

@@ -99,10 +99,10 @@ function udpFlow(): () => string {
 			data: 'q',
 		});
 }
-function flags(tcpFlags: number): void {
+function flags(bits: number, generation = 0): void {
 	w.store.frontends.setMany([
-		[serviceIndex('web'), frontendRow('web', { flags: tcpFlags, proto: TCP })],
-		[serviceIndex('dns'), frontendRow('dns', { flags: tcpFlags, proto: UDP })],
+		[serviceIndex('web'), frontendRow('web', { flags: bits, proto: TCP, generation })],
+		[serviceIndex('dns'), frontendRow('dns', { flags: bits, proto: UDP, generation })],
 	]);
 }
 
@@ -442,6 +442,56 @@ if (insideNetns(import.meta.url, 'datapath: tracked transitions')) {
 		assert.equal([f.data(), u()], ['b', 'b']);
 		state('a', ACTIVE);
 		assert.equal([f.data(), u()], ['a', 'b'], 'datagrams forget a backend that was down');
+	});
+	test('tracking auto, then always: records of a slot in transition hold, and then for ever', () => {
+		const old = tcpFlow();
+		old.syn();
+		current('b');
+		const young = tcpFlow();
+		assert.equal([old.data(), young.syn(), young.data()], ['a', 'b', 'b']);
+		flags(FrontendFlag.FRONTEND_TRACK_ALWAYS, 7);
+		assert.equal([young.data(), old.data()], ['b', 'a']);
+		at(150);
+		flags(0, 7);
+		flags(FrontendFlag.FRONTEND_TRACK_ALWAYS, 8);
+		assert.equal([old.data(), tcpFlow().data()], ['b', 'b'], 'records of another generation are none');
+	});
+	test('tracking always, then auto: its records hold while their flows speak', () => {
+		flags(FrontendFlag.FRONTEND_TRACK_ALWAYS, 7);
+		w.store.untracked.deleteMany([serviceIndex('web'), serviceIndex('dns')]);
+		const f = tcpFlow();
+		const u = udpFlow();
+		const closing = tcpFlow();
+		assert.equal([f.syn(), f.data(), u(), closing.syn(), closing.data()], ['a', 'a', 'a', 'a', 'a']);
+		const handshake = tcpFlow();
+		assert.is(handshake.syn(), 'a');
+		current('b');
+		assert.is(handshake.data(), 'a');
+		at(1000);
+		for (const table of [TABLE, UDP_TABLE]) w.store.tables.edit(table, (t) => settle(t, clock()));
+		const since = clock().nowNs;
+		for (const name of ['web', 'dns'] as const)
+			w.store.untracked.setMany([
+				[serviceIndex(name), { since_ns: since, needed_ns: since, previous: 0, generation: 0 }],
+			]);
+		flags(FrontendFlag.FRONTEND_TRACKED, 7);
+		const needed = () =>
+			Number((w.store.untracked.get(serviceIndex('web'))?.needed_ns ?? 0n) / 1_000_000_000n) - START_S;
+		at(1050);
+		const before = kept('conntrack') + kept('conntrack_old') + kept('conntrack_half_open');
+		assert.equal([tcpFlow().syn(), tcpFlow().data(), udpFlow()()], ['b', 'b', 'b']);
+		assert.is(kept('conntrack') + kept('conntrack_old') + kept('conntrack_half_open'), before, 'none is made');
+		assert.is(needed(), 1000);
+		assert.equal([f.data(), u(), handshake.data(), f.error()], ['a', 'a', 'a', 'a']);
+		assert.is(needed(), 1050);
+		assert.equal([closing.fin(), closing.data(), closing.syn(70000), closing.data()], ['a', 'a', 'b', 'b']);
+		// The slot moves again: records go over to it.
+		current('c');
+		const young = tcpFlow();
+		assert.equal([f.data(), young.syn(), young.data(), closing.data(), tcpFlow().data()], ['a', 'c', 'c', 'b', 'b']);
+		assert.equal([young.data(), handshake.data(), u()], ['c', 'a', 'a']);
+		flags(FrontendFlag.FRONTEND_TRACK_ALWAYS, 7);
+		assert.equal([f.data(), young.data(), handshake.data(), u()], ['a', 'c', 'a', 'a']);
 	});
 	test('a flood of SYNs and one of strange segments evict no flow that lives', () => {
 		current('b');

@@ -13,6 +13,7 @@ function empty(s: KernelStore): void {
 	clear(s.exactFrontends);
 	clear(s.frontends);
 	clear(s.rehashes);
+	clear(s.untracked);
 	clear(s.backends);
 	clear(s.localBackends);
 	clear(s.nodes);

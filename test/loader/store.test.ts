@@ -98,6 +98,7 @@ else {
 			port: 8080,
 			proto: 6,
 			acl: 0,
+			generation: 0,
 		} as const;
 		for (const i of [1, 85, 86, 65535]) {
 			s.frontends.setMany([[i, row]]);

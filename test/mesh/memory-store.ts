@@ -92,6 +92,7 @@ export function createMemoryStore(log = true): MemoryStore {
 			...[...local.entries()].map(([k]) => `local_backends ${k}`),
 			...[...frontends.entries()].map(([k]) => `frontends ${k}`),
 			...[...rehashes.entries()].map(([k]) => `rehashes ${k}`),
+			...[...untracked.entries()].map(([k]) => `untracked ${k}`),
 			...[...ports.entries()].map(([k]) => `ports ${k}`),
 			...[...exact.entries()].map(([k]) => `exact_frontends ${JSON.stringify(k)}`),
 			...[...allow.entries()].map(([k]) => `allow ${JSON.stringify(k)}`),
@@ -149,6 +150,7 @@ export function createMemoryStore(log = true): MemoryStore {
 	const exact = rows<ExactKey, number>('exact_frontends', (k) => `${k.proto}/${k.port}/${k.addr}`);
 	const frontends = rows<number, Frontend>('frontends');
 	const rehashes = rows<number, Transition>('rehashes', undefined, 'hash');
+	const untracked = rows<number, Transition>('untracked', undefined, 'hash');
 	const backends = rows<number, Backend>('backends');
 	const local = rows<string, LocalBackend>('local_backends');
 	const nodes = rows<number, Node>('nodes');
@@ -249,6 +251,7 @@ export function createMemoryStore(log = true): MemoryStore {
 			if (old) memory.log.pop();
 		},
 		rehashes,
+		untracked,
 		tables,
 		backends,
 		localBackends: local,

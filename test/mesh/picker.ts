@@ -2,7 +2,15 @@
  * The programs' half of tracked transitions (DESIGN 5.3) in TypeScript, over a store in memory: what the BPF programs
  * must do, and what they can be put in the place of.
  */
-import { BackendState, type Frontend, REF_KERNEL, REF_MASK, REF_NONE } from '../../src/loader/layout.gen.js';
+import {
+	BackendState,
+	type Frontend,
+	FrontendFlag,
+	REF_KERNEL,
+	REF_MASK,
+	REF_NONE,
+	type Transition,
+} from '../../src/loader/layout.gen.js';
 import { phaseOf, refGeneration, refIndex } from '../../src/mesh/slots.js';
 import type { MemoryStore } from './memory-store.js';
 
@@ -116,16 +124,26 @@ export function createPicker(
 		};
 		const word = slots[s];
 		const nowNs = store.memory.nowNs;
-		const row = transitions?.[s];
-		const phase = phaseOf(word, row, { nowNs, windowNs: f.window_ns });
-		if (phase === 'stable' || row === undefined) return up();
+		const phase = phaseOf(word, transitions?.[s], { nowNs, windowNs: f.window_ns });
+		const row = phase === 'stable' ? undefined : transitions?.[s];
+		const always = (f.flags & FrontendFlag.FRONTEND_TRACK_ALWAYS) !== 0;
+		const tracked = (f.flags & FrontendFlag.FRONTEND_TRACKED) !== 0;
+		if (!row && !always && !tracked) return up();
 		const current = word & REF_MASK;
 		const stamp = (to: number): number => {
-			if (to !== current) row.neededNs = nowNs;
+			if (to === current) return to;
+			if (row) row.neededNs = nowNs;
+			else if (tracked) {
+				const since = store.untracked.get(table >> 1) as Transition;
+				store.untracked.setMany([[table >> 1, { ...since, needed_ns: nowNs }]]);
+			}
 			return to;
 		};
+		// Records are made with this generation, and count with another while the other kind does.
+		const generation = row && !always ? row.generation : f.generation;
+		const other = row && always ? row.generation : tracked ? f.generation : generation;
 		const record = (to: number, closing: boolean, guess: boolean): number => {
-			const flow = { ref: to, generation: row.generation, closing };
+			const flow = { ref: to, generation, closing };
 			if (guess) old.set(key, flow);
 			else {
 				old.delete(key);
@@ -135,7 +153,8 @@ export function createPicker(
 		};
 
 		// A record of another generation is none, and must not hide one in the other table.
-		const mine = (flow: Flow | undefined) => (flow?.generation === row.generation ? flow : undefined);
+		const mine = (flow: Flow | undefined) =>
+			flow?.generation === generation || flow?.generation === other ? flow : undefined;
 		const flow = mine(promoted.get(key)) ?? mine(old.get(key));
 		const half = halfOpen.peek(key);
 		if (flow) {
@@ -145,6 +164,7 @@ export function createPicker(
 			const lost = p.kind === 'udp' && !alive(flow.ref);
 			if (!stale && !reopens && !lost) {
 				if (p.kind === 'fin') flow.closing = true;
+				flow.generation = generation;
 				stamp(flow.ref);
 				return alive(flow.ref) ? flow.ref : up();
 			}
@@ -159,11 +179,12 @@ export function createPicker(
 			return record(half.ref, p.kind === 'fin', false);
 		}
 		const c = up();
+		if (!flow && !row && !always) return c;
 		if (p.kind === 'syn') {
 			halfOpen.set(key, { ref: c, isn: p.isn });
 			return c;
 		}
-		if (phase === 'settling') return c;
+		if (phase !== 'moving' || !row) return always && c !== REF_NONE ? record(c, p.kind === 'fin', false) : c;
 		if (p.kind === 'udp') {
 			const to = alive(row.previous) && nowNs - row.sinceNs <= f.udp_window_ns ? row.previous : c;
 			return to === REF_NONE ? to : record(to, false, to === row.previous);

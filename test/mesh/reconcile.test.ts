@@ -123,6 +123,72 @@ test('one backend more: one row, the slots it takes, nothing else', async () => 
 	assert.is(n.store.tables.hasTransitions(2), false);
 });
 
+test('tracking that changes: records of `always` count until no flow needs them, and another time others do', async () => {
+	const n = node();
+	const { FRONTEND_TRACK_ALWAYS, FRONTEND_TRACK_NONE, FRONTEND_TRACKED } = FrontendFlag;
+	const web = (tracking: 'auto' | 'always' | 'none') =>
+		mesh(two, [service('web', '8080:80', ['node1', 'node2 10.0.0.1'], { tracking })]);
+	const row = () => {
+		const f = n.store.frontends.get(1)!;
+		return [f.flags, f.generation];
+	};
+	const written = () => n.log().filter((l) => /^(untracked|frontends)/.test(l));
+	await n.apply(web('auto'));
+	assert.equal(row(), [0, 0]);
+	n.log();
+	await n.apply(web('always'));
+	assert.equal(written(), ['frontends.set 1', 'frontends.set 1'], 'its generation is known before the flag');
+	const [, first] = row();
+	assert.ok(first > 2 ** 31, 'no generation of a slot');
+	assert.equal(row(), [FRONTEND_TRACK_ALWAYS, first]);
+
+	n.wait(1000);
+	await n.apply(web('auto'));
+	assert.equal(written(), ['untracked.set 1', 'frontends.set 1']);
+	assert.equal(row(), [FRONTEND_TRACKED, first]);
+	// Back before that was over: the same records.
+	n.wait(1000);
+	await n.apply(web('always'));
+	assert.equal(written(), ['frontends.set 1', 'untracked.delete 1']);
+	assert.equal(row(), [FRONTEND_TRACK_ALWAYS, first]);
+
+	await n.apply(web('auto'));
+	n.wait(50_000);
+	// A program has just seen a flow that is elsewhere; an agent that starts finds all as it was.
+	n.store.untracked.setMany([[1, { ...n.store.untracked.get(1)!, needed_ns: n.store.now() }]]);
+	n.restart();
+	n.log();
+	await n.apply();
+	assert.equal(written(), []);
+	n.wait(30_000);
+	n.reconciler.settle();
+	assert.equal(row(), [FRONTEND_TRACKED, first], 'one window after the change, and not after the last packet');
+	n.wait(31_000);
+	n.log();
+	n.reconciler.settle();
+	assert.equal(n.log(), ['frontends.set 1', 'untracked.delete 1']);
+	assert.equal(row(), [0, first]);
+
+	await n.apply(web('always'));
+	const [, second] = row();
+	assert.ok(second > first, 'a port may belong to a new flow by now');
+	await n.apply(web('auto'));
+	await n.apply(web('none'));
+	assert.equal([row(), [...n.store.untracked.entries()]], [[FRONTEND_TRACK_NONE, second], []]);
+	await n.apply(web('auto'));
+	assert.equal(row(), [0, second]);
+	await n.apply(web('always'));
+	assert.ok(row()[1] > second, 'within the same second too');
+	await n.apply(web('auto'));
+	await n.apply(mesh(two, []));
+	n.wait(30_000);
+	await n.apply();
+	assert.equal(
+		n.store.memory.rows().filter((r) => /^(untracked|frontends)/.test(r)),
+		[],
+	);
+});
+
 test('an affinity that changes: the hash of open flows is known first, and forgotten when none speaks', async () => {
 	const n = node();
 	const { FRONTEND_AFFINITY, FRONTEND_REHASHED } = FrontendFlag;

@@ -35,7 +35,9 @@ export interface Profile {
 	readonly longIdle: number;
 	/** Chance per packet that a flow comes in by another node. */
 	readonly move: number;
-	readonly kinds: readonly ('add' | 'drain' | 'remove' | 'die' | 'flap' | 'weight' | 'roll')[];
+	readonly kinds: readonly ('add' | 'drain' | 'remove' | 'die' | 'flap' | 'weight' | 'roll' | 'track')[];
+	/** Of the service at first; `track` changes it to the other. */
+	readonly tracking: 'auto' | 'always';
 }
 
 export const base: Profile = {
@@ -51,6 +53,7 @@ export const base: Profile = {
 	longIdle: 0,
 	move: 0,
 	kinds: ['add', 'drain', 'remove', 'die', 'weight', 'roll'],
+	tracking: 'auto',
 };
 
 export interface Outcome {
@@ -321,6 +324,7 @@ export async function simulate(
 	const retired: number[] = [];
 	let nextId = 1;
 	let version = 0;
+	let { tracking } = p;
 
 	// --- control
 	const sizeOf = (n: number) => (!p.resize ? 128 : n <= 4 ? 32 : n <= 8 ? 128 : 512);
@@ -341,7 +345,7 @@ export async function simulate(
 						{ published: 8080, target: 80, protocol: 'tcp' },
 						{ published: 8080, target: 80, protocol: 'udp' },
 					],
-					options: { ...options, tableSize: sizeOf(serving) },
+					options: { ...options, tracking, tableSize: sizeOf(serving) },
 					tasks: listed.map((b) => ({
 						node: `node${b.id % NODES}`,
 						address4: `10.0.${b.id >> 8}.${b.id & 255}`,
@@ -454,6 +458,9 @@ export async function simulate(
 				x.state = 'active';
 				return publish();
 			});
+		} else if (kind === 'track') {
+			tracking = tracking === 'auto' ? 'always' : 'auto';
+			await publish();
 		} else if (kind === 'weight') {
 			x.weight = 1 + Math.floor(r() * 4);
 			await publish();

@@ -52,6 +52,7 @@ const frontend: Frontend = {
 	port: 8080,
 	proto: 6,
 	acl: 5,
+	generation: 0x8000_0007,
 };
 const node: Node = {
 	vtep: '192.168.78.2',
@@ -96,6 +97,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.exactFrontends,
 			s.frontends,
 			s.rehashes,
+			s.untracked,
 			s.backends,
 			s.localBackends,
 			s.nodes,
@@ -146,7 +148,9 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 		assert.equal(s.frontends.get(5), frontend);
 		const rehash = { since_ns: 1n << 40n, needed_ns: (1n << 40n) + 7n, previous: 2, generation: 9 };
 		s.rehashes.setMany([[5, rehash]]);
+		s.untracked.setMany([[6, rehash]]);
 		assert.equal([...s.rehashes.entries()], [[5, rehash]]);
+		assert.equal([...s.untracked.entries()], [[6, rehash]]);
 		s.backends.setMany([[7, backend(7)]]);
 		assert.equal([...s.backends.entries()], [[7, backend(7)]]);
 		s.backends.setMany([[7, { ...backend(7), state: 3 }]]);
@@ -221,6 +225,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 		s.frontends.deleteMany([5]);
 		s.rehashes.deleteMany([5, 6]);
 		s.sourcePorts.deleteMany([40_000]);
+		s.untracked.deleteMany([5, 6]);
 		s.backends.deleteMany([7]);
 		s.localBackends.deleteMany(['06:00:00:00:00:07', '06:00:00:00:00:08']);
 		s.nodes.deleteMany([2]);
@@ -244,6 +249,7 @@ export function storeContract(name: string, open: () => { store: MeshStore; clos
 			s.exactFrontends,
 			s.frontends,
 			s.rehashes,
+			s.untracked,
 			s.backends,
 			s.localBackends,
 			s.nodes,

@@ -18,6 +18,14 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 	['somebody sends SYNs with the 5-tuples of living flows', { spoof: 2 }, [7]],
 	['all flows are UDP', { udp: 1 }, [8]],
 	['SYN floods', { flood: 500 }, [9]],
+	['every flow is tracked', { tracking: 'always', longIdle: 1 }, [13]],
+	['tracking changes between auto and always', { kinds: [...base.kinds, 'track'] }, [14, 15]],
+	[
+		'tracking changes nearly all the time',
+		{ kinds: [...base.kinds, 'track', 'track', 'track', 'track', 'track'] },
+		[16],
+	],
+	['tracking changes, of UDP', { udp: 1, kinds: [...base.kinds, 'track'] }, [17]],
 	[
 		'everything at once',
 		{
@@ -31,6 +39,20 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 			kinds: [...base.kinds, 'flap'],
 		},
 		[10, 11],
+	],
+	[
+		'everything at once, and tracking changes',
+		{
+			resize: true,
+			delay: 4,
+			slow: 20,
+			restart: 0.02,
+			spoof: 1,
+			udp: 0.2,
+			flood: 500,
+			kinds: [...base.kinds, 'flap', 'track'],
+		},
+		[18, 19],
 	],
 ];
 

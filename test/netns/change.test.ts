@@ -15,6 +15,12 @@ const build = () =>
 		(backends) => [
 			{ name: 'web', ports: [{ published: 8080, target: 80 }], options: { drainTimeout: '10m' }, backends },
 			{
+				name: 'kept',
+				ports: [{ published: 8090, target: 80 }],
+				options: { drainTimeout: '10m', tracking: 'always', trackingWindow: '1s' },
+				backends,
+			},
+			{
 				name: 'dns',
 				ports: [{ published: 8053, target: 53, protocol: 'udp' }],
 				options: { drainTimeout: '10m' },
@@ -177,6 +183,84 @@ scenario(
 			assert.is(Object.keys(all.backends).length, 5);
 			const report = await load.finish();
 			assert.equal([report.failures, report.moved], [{}, 0], JSON.stringify(report));
+		});
+
+		test('tracking that is changed, and back, moves no open connection', async ({ net, mesh }) => {
+			const all = ['n2t1', 'n2t2', 'n3t1', 'n3t2', 'n3t3'];
+			// A pause longer than the window at first: only `always` remembers such connections.
+			const held = net.startLoad('c1', [
+				...['-n', 120, '-c', 120, '-k', 0, '-i', 3000, '-d', 240_000, '-t', 5000],
+				...targets(net, net.nodes, 8090, [4, 6]),
+			]);
+			await held.ready();
+			const set = (options: object, without = '') =>
+				mesh.change({
+					...mesh.document,
+					services: mesh.document.services.map((one) =>
+						one.name === 'kept'
+							? {
+									...one,
+									options: { ...one.options, ...options },
+									backends: all.filter((task) => task !== without).map((task) => taskBackend(net, task)),
+								}
+							: one,
+					),
+				});
+			/** Of all nodes. */
+			const total = async (metric: string) => {
+				let n = 0;
+				for (const agent of mesh.agents.values()) {
+					const { text } = await agent.request('GET', '/metrics');
+					for (const [, value] of text.matchAll(new RegExp(`^${metric}{[^}]*service="kept"[^}]*} (\\S+)$`, 'gm')))
+						n += Number(value);
+				}
+				return n;
+			};
+			const moving = async () => (await total('beeline_slots_in_transition')) > 0;
+			const packets = () => total('beeline_service_packets_total');
+			await set({}, 'n2t1');
+			assert.ok(await moving(), 'slots move');
+			await waitFor('the slots to rest', async () => !(await moving()), 60_000, 200);
+			await set({ tracking: 'auto', trackingWindow: '10m' }, 'n2t1');
+			const before = await packets();
+			// A request is two packets at least, so most have spoken twice.
+			await waitFor('the held connections to speak', async () => (await packets()) > before + 4 * 120, 60_000, 200);
+			// Born while slots move, on backends that these move to and from.
+			await set({}, 'n3t2');
+			const young = net.startLoad('c1', [
+				...['-n', 120, '-c', 120, '-k', 0, '-i', 200, '-d', 240_000, '-t', 5000],
+				...targets(net, net.nodes, 8090, [4, 6]),
+			]);
+			await young.ready();
+			for (const [tracking, without] of [
+				['always', 'n3t2'],
+				['always', 'n2t2'],
+				['auto', 'n2t2'],
+				['auto', ''],
+				['always', 'n3t1'],
+				['auto', 'n2t1'],
+			]) {
+				await set({ tracking }, without);
+				const report = await net.load('c1', [
+					'-n',
+					200,
+					'-c',
+					50,
+					'-t',
+					5000,
+					...targets(net, net.nodes, 8090, [4, 6]),
+				]);
+				assert.equal(report.failures, {}, `${tracking}, without ${without}`);
+			}
+			const reports = [await young.finish(), await held.finish()];
+			assert.equal(
+				reports.map((report) => [report.failures, report.moved]),
+				[
+					[{}, 0],
+					[{}, 0],
+				],
+				JSON.stringify(reports),
+			);
 		});
 
 		test('twenty changes in a row under new connections: none fails', async ({ net, mesh }) => {
