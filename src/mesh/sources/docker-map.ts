@@ -397,6 +397,7 @@ export interface OwnContainer {
 }
 
 interface RawAttachment {
+	readonly NetworkID?: string;
 	readonly IPAddress?: string;
 	readonly IPPrefixLen?: number;
 	readonly GlobalIPv6Address?: string;
@@ -425,12 +426,17 @@ interface RawContainer {
 	readonly NetworkSettings?: { readonly Networks?: Readonly<Record<string, RawAttachment | null>> | null } | null;
 }
 
-/** GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks. */
-export function ownContainers(raw: unknown): OwnContainer[] {
+/**
+ * GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks.
+ * @param ingressId the ingress network's, whose name is the operator's choice
+ */
+export function ownContainers(raw: unknown, ingressId?: string): OwnContainer[] {
 	if (!Array.isArray(raw)) return [];
 	return raw.flatMap((c: RawContainer): OwnContainer[] => {
 		const task = c.Labels?.[TASK_LABEL];
 		if (c.Id === undefined || !task) return [];
+		const networks = c.NetworkSettings?.Networks;
+		const ingress = Object.values(networks ?? {}).find((n) => n?.NetworkID !== undefined && n.NetworkID === ingressId);
 		return [
 			{
 				id: c.Id,
@@ -438,8 +444,8 @@ export function ownContainers(raw: unknown): OwnContainer[] {
 				running: c.State === 'running',
 				paused: c.State === 'paused',
 				ended: c.State === 'exited' || c.State === 'dead',
-				networks: subnetsOf(c.NetworkSettings?.Networks),
-				ingress: parseAddress(c.NetworkSettings?.Networks?.ingress?.IPAddress, 4),
+				networks: subnetsOf(networks),
+				ingress: parseAddress(ingress?.IPAddress, 4),
 			},
 		];
 	});
