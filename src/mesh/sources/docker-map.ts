@@ -145,6 +145,8 @@ export interface Answers {
 	readonly networks: readonly RawNetwork[];
 	/** What the task's own node says of it. */
 	readonly reportOf: (task: TaskFact) => TaskReport | undefined;
+	/** A task that Swarm is about to stop serves on for a moment (docs/decisions/0042). */
+	readonly keeps?: (task: TaskFact) => boolean;
 }
 
 export interface Mapped {
@@ -303,7 +305,7 @@ export function mapAnswers(answers: Answers): Mapped {
 			const listed = stateOf(t);
 			if (node === undefined || listed === undefined) continue;
 			const report = answers.reportOf(t);
-			const state = worse(listed, report?.state);
+			const state = worse(listed === 'draining' && answers.keeps?.(t) === true ? 'active' : listed, report?.state);
 			const on = addressesOn(t, vips, networkOf);
 			tasks.push({
 				id: t.id,
