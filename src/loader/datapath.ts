@@ -194,7 +194,7 @@ export async function openDatapath(o: DatapathOptions): Promise<Datapath> {
 		return datapath(
 			o.pinRoot,
 			loaded,
-			kernelStore(loaded.maps),
+			kernelStore(loaded.maps, loaded.newMaps),
 			objects.map((x) => x.warnings).join(''),
 			asksConntrack,
 		);

@@ -427,6 +427,8 @@ function waitsForEachEntry(release: string): boolean {
 	return major < 6 || (major === 6 && minor < 8);
 }
 
+const SLOW = waitsForEachEntry(release());
+
 const RCU_EXPEDITED = '/sys/kernel/rcu_expedited';
 
 /** Runs `f` while the kernel is asked for expedited grace periods (tens of microseconds), where it waits for many. */
@@ -454,15 +456,17 @@ class Outer {
 	private present: Map<number, number> | undefined;
 	private none: TypedMap<unknown, unknown> | undefined;
 
-	/** `named`: the keys that may be in use, where looking at every place would take minutes. */
+	/**
+	 * @param places where somebody may have put something, each once; undefined: the map is new and empty.
+	 * The default map has 131 072 places, which takes 0.2 to 1 s to ask, in which the agent does nothing else.
+	 */
 	constructor(
 		readonly map: MapOfMaps<number>,
-		private readonly named: () => Iterable<number>,
-		private readonly slow = waitsForEachEntry(release()),
+		private readonly places: (() => Iterable<number>) | undefined,
 	) {}
 
 	private quickly<T>(f: () => T): T {
-		return this.slow ? withShortGracePeriods(f) : f();
+		return SLOW ? withShortGracePeriods(f) : f();
 	}
 
 	/** Keys that hold a map of their own, with its id; asked of the kernel once, as no one else writes. */
@@ -487,9 +491,8 @@ class Outer {
 	}
 
 	private *read(): IterableIterator<[number, number]> {
-		// One by one, 1 µs each: a batch lookup in an array of maps ends at its first empty place.
-		const places = this.slow ? new Set(this.named()) : Array(this.map.maxEntries).keys();
-		for (const key of places) {
+		// One by one: a batch lookup in an array of maps ends at its first empty place (before Linux 6.15).
+		for (const key of this.places?.() ?? []) {
 			const id = this.map.getId(key);
 			if (id !== undefined) yield [key, id];
 		}
@@ -542,9 +545,10 @@ class Tables implements KernelTables {
 	readonly slots: Outer;
 	readonly transitions: Outer;
 
-	constructor(slots: MapOfMaps<number>, transitions: MapOfMaps<number>, named: () => Iterable<number>) {
-		this.slots = new Outer(slots, named);
-		this.transitions = new Outer(transitions, named);
+	constructor(slots: MapOfMaps<number>, transitions: MapOfMaps<number>, places: (() => Iterable<number>) | undefined) {
+		this.slots = new Outer(slots, places);
+		// Nothing but a table has any: they go before it and come after it.
+		this.transitions = new Outer(transitions, () => this.slots.keys.keys());
 	}
 
 	ids(): Iterable<number> {
@@ -666,8 +670,8 @@ class Tables implements KernelTables {
 
 	delete(tables: Iterable<number>): void {
 		const all = [...tables];
-		this.slots.remove(all);
 		this.transitions.remove(all);
+		this.slots.remove(all);
 	}
 
 	[Symbol.dispose](): void {
@@ -749,8 +753,8 @@ class MappedTable implements OpenTable, Disposable {
 class VipTables implements Disposable {
 	readonly outer: Outer;
 
-	constructor(map: MapOfMaps<number>, named: () => Iterable<number>) {
-		this.outer = new Outer(map, named);
+	constructor(map: MapOfMaps<number>, places: (() => Iterable<number>) | undefined) {
+		this.outer = new Outer(map, places);
 	}
 
 	ids(): Iterable<number> {
@@ -912,8 +916,12 @@ export interface KernelStore extends MeshStore {
 	close(): void;
 }
 
-/** The store on the datapath's maps, by their names in bpf/maps.h. The maps stay the caller's. @throws BpfError */
-export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
+/**
+ * The store on the datapath's maps, by their names in bpf/maps.h. The maps stay the caller's.
+ * @param empty names of maps that are new
+ * @throws BpfError
+ */
+export function kernelStore(maps: ReadonlyMap<string, BpfMap>, empty: readonly string[] = []): KernelStore {
 	const owned: Disposable[] = [];
 	const find = (name: string): BpfMap => {
 		const m = maps.get(name);
@@ -932,6 +940,10 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 		owned.push(m);
 		return m;
 	};
+
+	/** Places of an array of maps that may be in use: all, or where asking is slow those that `named` rows refer to. */
+	const placesOf = (map: MapOfMaps<number>, named: () => Iterable<number>) =>
+		empty.includes(map.name) ? undefined : SLOW ? () => new Set(named()) : () => Array(map.maxEntries).keys();
 
 	const settings = typed('settings', u32, wire(settingsCodec));
 	const uplinks = array('uplinks', wire(uplinkCodec));
@@ -956,18 +968,25 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>): KernelStore {
 	const encryption = typed('encryption', u32, wire(encryptionCodec));
 	const slots = tableOf('tables', 4);
 	const transitions = tableOf('transitions', transitionCodec.size);
-	const tables = new Tables(slots, transitions, function* () {
-		for (const [, row] of frontends.entries()) for (const t of row.tables) if (t.table !== 0) yield t.table;
-	});
+	const tables = new Tables(
+		slots,
+		transitions,
+		placesOf(slots, function* () {
+			for (const [, row] of frontends.entries()) for (const t of row.tables) if (t.table !== 0) yield t.table;
+		}),
+	);
 	owned.push(tables);
 	const netnsNetworks = typed('netns_networks', u64, networkList);
 	const nameServices = typed('name_services', u64, wire(nameServiceCodec));
 	const vips = typed('vips', wire(vipKeyCodec), wire(vipCodec));
 	const vipBackends = array<VipBackend>('vip_backends', wire(vipBackendCodec));
 	const vipSlots = tableOf('vip_tables', 4);
-	const vipTables = new VipTables(vipSlots, function* () {
-		for (const [, row] of vips.entries(CHUNK)) if (row.table !== 0) yield row.table;
-	});
+	const vipTables = new VipTables(
+		vipSlots,
+		placesOf(vipSlots, function* () {
+			for (const [, row] of vips.entries(CHUNK)) if (row.table !== 0) yield row.table;
+		}),
+	);
 	owned.push(vipTables);
 	const vip: VipStore = {
 		namespaces: hashStore(netnsNetworks),

@@ -1,4 +1,5 @@
 /** The kernel store on real maps. What holds for every store is in test/mesh/store.contract.ts; here is what only maps have. */
+import { MapOfMaps } from 'libbpf-ts';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { type Datapath, openDatapath } from '../../src/loader/datapath.js';
@@ -190,6 +191,36 @@ else {
 		s.tables.create([[5, Uint32Array.of(1, 2)]]);
 		assert.equal(s.tables.read(5), Uint32Array.of(1, 2));
 		s.tables.delete([5, 600]);
+	});
+
+	test('a first change looks at as many places as there are tables, and at none where the maps are new', async () => {
+		const looks = async (pinRoot: string) => {
+			const own = await openDatapath({ pinRoot, bpfDir: w.bpf, cacheDir: w.cache, runDir: w.run, maxEntries: SMALL });
+			own.commit();
+			const { getId } = MapOfMaps.prototype;
+			let n = 0;
+			MapOfMaps.prototype.getId = function (...args) {
+				n++;
+				return getId.apply(this, args);
+			};
+			try {
+				const ids = [...own.store.tables.ids()];
+				if (ids.length === 0) own.store.tables.create([8, 9].map((t) => [t, new Uint32Array(64)] as const));
+				const found = n;
+				own.store.tables.prepareTransitions([8]);
+				assert.is(own.store.tables.hasTransitions(8), true);
+				return [found, n - found];
+			} finally {
+				MapOfMaps.prototype.getId = getId;
+				own.close();
+			}
+		};
+		const pinRoot = `${w.pinRoot}-new`;
+		assert.equal(await looks(pinRoot), [0, 0]);
+		const [, again] = await looks(pinRoot);
+		assert.is(again, 2);
+		const last = await openDatapath({ pinRoot, bpfDir: w.bpf, cacheDir: w.cache, runDir: w.run, maxEntries: SMALL });
+		last.takeDown();
 	});
 
 	test('a slot above 2^31 keeps its sign to itself', () => {

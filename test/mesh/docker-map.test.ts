@@ -275,6 +275,22 @@ test('a container’s leg on docker_gwbridge becomes the address of its task, on
 	);
 });
 
+test('a task’s address on the ingress network is found by the network’s id, whatever its name', () => {
+	const renamed = (read('worker/containers') as { NetworkSettings: { Networks: Record<string, unknown> } }[]).map(
+		(c) => {
+			const { ingress, ...others } = c.NetworkSettings.Networks;
+			return { ...c, NetworkSettings: { Networks: { ...others, ...(ingress ? { 'my-ingress': ingress } : {}) } } };
+		},
+	);
+	const id = map('steady').membership.networks.find((n) => n.ingress)?.id;
+	const at = ownContainers(renamed, id).flatMap((c) => c.ingress ?? []);
+	assert.equal(at.sort(), ['10.0.0.11', '10.0.0.7']);
+	assert.equal(
+		ownContainers(renamed).flatMap((c) => c.ingress ?? []),
+		[],
+	);
+});
+
 test('the engine’s own view of its swarm', () => {
 	const worker = swarmInfo(read('worker/info'));
 	assert.equal(

@@ -158,6 +158,47 @@ test('a task that is stopped drains, is down when it is over, and is gone after'
 	}
 });
 
+test('what is stopped in favour of tasks that have just come serves on until they are found, or it is told to end', async () => {
+	const s = await open(node2AsManager);
+	const [node1, node3] = ['node1', 'node3'].map((n) => webvip(s.source.current()).tasks.find((t) => t.node === n)?.id);
+	const set = (id: string | undefined, desired: string, state = 'running', as = id) => {
+		s.engine.tasks = s.engine.tasks.map((t) =>
+			t.ID === id ? { ...t, ID: as, DesiredState: desired, Status: { ...t.Status, State: state } } : t,
+		);
+	};
+	try {
+		await waitFor('the event stream', () => s.engine.listeners === 1);
+		// Another serves, and has for long.
+		set(WEBVIP2, 'shutdown');
+		set(node3, 'running', 'running', 'new3');
+		await waitFor('draining', () => /node2 draining/.test(states(s.source.current())), 3000);
+		set(WEBVIP2, 'shutdown', 'shutdown');
+		set(node1, 'shutdown', 'shutdown');
+		await waitFor('node3 alone', () => states(s.source.current()) === 'node3 active', 9000);
+		// node3's is old by now, and goes in favour of one that is not.
+		s.engine.tasks = [
+			...s.engine.tasks,
+			{ ...s.engine.tasks.find((t) => t.ID === 'new3'), ID: 'new1', NodeID: asManager.Swarm.NodeID },
+		];
+		set('new3', 'shutdown');
+		const began = performance.now();
+		await waitFor('both', () => states(s.source.current()) === 'node1 active, node3 active', 3000, 5);
+		await waitFor('the older to drain', () => states(s.source.current()) === 'node1 active, node3 draining', 4000, 5);
+		assert.ok(performance.now() - began > 1000, `${performance.now() - began} ms`);
+		// The same, and the node says that the task is being ended.
+		s.engine.tasks = [
+			...s.engine.tasks.filter((t) => t.ID !== 'new3'),
+			{ ...s.engine.tasks.find((t) => t.ID === 'new1'), ID: 'new2', NodeID: node2AsManager.Swarm.NodeID },
+		];
+		set('new1', 'shutdown');
+		await waitFor('both', () => /node1 active, node2 active/.test(states(s.source.current())), 3000, 5);
+		s.feed.on.onReport(asManager.Swarm.NodeID, new Map([['new1', { state: 'draining' }]]), false);
+		await waitFor('drained at once', () => /node1 draining, node2 active/.test(states(s.source.current())), 300, 1);
+	} finally {
+		await close(s);
+	}
+});
+
 test('a task that Swarm forgot is down, then gone', async () => {
 	const s = await open(asManager);
 	try {

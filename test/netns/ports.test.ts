@@ -7,6 +7,7 @@
  *	                 22: a process, 7980: the agent       gwbr0
  *	                 an INPUT rule drops 8085, 8086       n2t1
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { Mesh, type ServiceDocument, targets, taskBackend } from '../support/beeline.js';
 import { Topology } from '../support/netns.js';
@@ -108,6 +109,79 @@ scenario(
 			await works(net, 'n2', 8085, 'n2t1');
 			const udp = await net.udpload('c1', ['-n', 5, ...targets(net, ['n1'], 8053)]);
 			assert.is(udp.answered, 5);
+		});
+
+		test('a process answers its own clients before, while and after a service wants its port, TCP and UDP', async ({
+			net,
+			mesh,
+		}) => {
+			const held = [await net.httpd('n1', 9022), await net.udpecho('n1', 9053)];
+			const { document } = mesh;
+			const from = (name: string, protocol: 'tcp' | 'udp', published: number, target: number): ServiceDocument => ({
+				...{ name, ports: [{ published, target, protocol }], options: {} },
+				backends: [taskBackend(net, 'n2t1')],
+			});
+			const wanting = [from('late', 'tcp', 9022, 80), from('late-udp', 'udp', 9053, 53)];
+			const tcp = targets(net, ['n1'], 9022);
+			const udp = targets(net, ['n1'], 9053);
+			// New ones all the time, and some that stay.
+			const loads = [
+				net.startLoad('c1', ['-n', 0, '-d', 60_000, '-r', 200, '-c', 50, '-t', 5000, ...tcp]),
+				net.startLoad('c1', ['-n', 5, '-c', 5, '-k', 0, '-d', 60_000, '-i', 10, '-t', 5000, ...tcp]),
+			];
+			const asking = net.startUdpload('c1', ['-n', 0, '-d', 60_000, '-c', 10, '-i', 10, '-t', 5000, ...udp]);
+			try {
+				await loads[1].ready();
+				await sleep(300);
+				await mesh.change({ ...document, services: [...document.services, ...wanting] });
+				const refused = async () => (await mesh.agent('n1').status()).refused.map((r) => `${r.what} ${r.reason}`);
+				const now = await refused();
+				assert.ok(
+					now.some((r) => /^tcp\/9022 .*held by httpd/.test(r)),
+					now.join('; '),
+				);
+				assert.ok(
+					now.some((r) => /^udp\/9053 .*held by udpecho/.test(r)),
+					now.join('; '),
+				);
+				await works(net, 'n1', 9022, 'n1');
+				await works(net, 'n2', 9022, 'n2t1');
+				const there = await net.udpload('c1', ['-n', 5, ...targets(net, ['n2'], 9053)]);
+				assert.equal([there.lost, Object.keys(there.backends)], [0, ['n2t1']]);
+				await mesh.change(document);
+				await works(net, 'n1', 9022, 'n1');
+				await sleep(300);
+			} catch (e) {
+				for (const l of [...loads, asking]) await l.running.stop();
+				throw e;
+			}
+			const [fresh, old, datagrams] = [await loads[0].finish(), await loads[1].finish(), await asking.finish()];
+			for (const r of [fresh, old])
+				assert.equal(
+					[r.failures, r.ok === r.requests, Object.keys(r.backends), Object.keys(r.clients), r.moved],
+					[{}, true, ['n1'], [net.address('c1').v4], 0],
+					JSON.stringify(r),
+				);
+			assert.ok(fresh.ok > 100 && datagrams.answered > 100, JSON.stringify([fresh.ok, datagrams.answered]));
+			assert.equal(
+				[datagrams.lost, datagrams.errors, Object.keys(datagrams.backends), Object.keys(datagrams.sources)],
+				[0, {}, ['n1'], [net.address('n1').v4]],
+				JSON.stringify(datagrams),
+			);
+			// When it has gone the port is the service's.
+			await mesh.change({ ...document, services: [...document.services, ...wanting] });
+			for (const h of held) await h.stop();
+			await waitFor(
+				'9022 and 9053 to be served',
+				async () => {
+					const report = await net.load('c1', ['-n', 1, '-t', 500, ...tcp]);
+					const there = await net.udpload('c1', ['-n', 1, '-t', 500, ...udp]);
+					return report.backends.n2t1 === 1 && there.backends.n2t1 === 1;
+				},
+				20_000,
+				200,
+			);
+			await mesh.change(document);
 		});
 
 		test('a process that comes to listen on a served port is told of within seconds, and until it goes', async ({

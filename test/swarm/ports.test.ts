@@ -54,6 +54,12 @@ scenario(
 			assert.equal([r.ok, r.failures], [20, {}], `node${node}:${port} ${JSON.stringify(r)}`);
 			assert.equal(Object.keys(r.clients), [swarm.client]);
 		};
+		/** What held the port answers node2's clients itself. */
+		const kept = async (swarm: Swarm, port: number, by: string) => {
+			const r = await swarm.load(['-n', 50, '-c', 4, '-t', 3000, ...swarm.targets(port, [2])]);
+			assert.equal([r.ok, r.failures, Object.keys(r.backends)], [50, {}, [by]], JSON.stringify(r));
+			assert.equal(Object.keys(r.clients), [swarm.client]);
+		};
 		const refusal = async (swarm: Swarm, node: number, port: number) =>
 			await waitFor(
 				`node${node} to refuse ${port}`,
@@ -64,6 +70,7 @@ scenario(
 		test('a port that another process holds is refused on that node, and served on the other', async ({ swarm }) => {
 			const r = JSON.stringify(await refusal(swarm, 2, 8090));
 			assert.match(r, /port 8090 is held by httpd/);
+			await kept(swarm, 8090, 'holder');
 			await served(swarm, 1, 8090);
 			await served(swarm, 1, 8080);
 			await served(swarm, 2, 8080);
@@ -71,9 +78,17 @@ scenario(
 
 		test('port 22 is refused where somebody listens on it, and served where nobody does', async ({ swarm }) => {
 			assert.match(JSON.stringify(await refusal(swarm, 2, 22)), /port 22 is held by sshd on /);
+			await kept(swarm, 22, 'sshd');
 			await served(swarm, 1, 22);
 			await served(swarm, 2, 8080);
 			assert.match(swarm.exec(2, ['ss', '-Hltnp', 'sport = :22']).stdout, /"sshd"/);
+			swarm.docker(1, 'service', 'rm', 'ssh');
+			await waitFor(
+				'nothing of 22 to be refused',
+				async () => !(await swarm.status(2)).refused.some((r) => JSON.stringify(r).includes('port 22 ')),
+				20_000,
+			);
+			await kept(swarm, 22, 'sshd');
 		});
 
 		test('a port that an INPUT rule drops is refused there, with the ways out', async ({ swarm }) => {

@@ -10,6 +10,7 @@ import {
 	type RawNode,
 	type RawService,
 	type RawTask,
+	stateOf,
 	TASK_MEMBERS,
 	type TaskFact,
 	type TaskReport,
@@ -47,6 +48,11 @@ const MAX_TICK_MS = 30_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000];
 /** What is over is shown as down for so long, so that nobody waits for its flows. */
 const OVER_MS = 3000;
+/**
+ * How long after it is first listed a task may not be delivered to yet: its node has to find its interface. Swarm waits 2 s
+ * between its decision to stop a task and the signal.
+ */
+const YOUNG_MS = 1500;
 /** A service or a node whose tasks change is looked at alone, where looking at all costs more than this, ms. */
 const CHEAP_MS = 50;
 /** How long after its last event. */
@@ -119,8 +125,33 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 	/** `service ID` or `node ID`, and till when its tasks are looked at alone. */
 	const alone = new Map<string, number>();
 	let timer: NodeJS.Timeout | undefined;
+	/** When each task that serves, and is young, was first listed so. */
+	const since = new Map<string, number>();
+	let grown: NodeJS.Timeout | undefined;
+
+	/** Services whose tasks that serve are all young: what Swarm stops in their favour is kept until one of them is not. */
+	function young(): ReadonlySet<string> {
+		const services = new Set<string>();
+		for (const [id, at] of since) if (!tasks.has(id) || now() - at >= YOUNG_MS) since.delete(id);
+		clearTimeout(grown);
+		if (since.size === 0) return services;
+		const serving = (t: TaskFact) => stateOf(t) === 'active' && said.get(t.node)?.get(t.id)?.state === undefined;
+		for (const id of since.keys()) {
+			const t = tasks.get(id);
+			if (t !== undefined && serving(t)) services.add(t.service);
+		}
+		for (const t of tasks.values())
+			if (services.has(t.service) && !since.has(t.id) && serving(t)) services.delete(t.service);
+		if (services.size > 0 && !closed)
+			grown = setTimeout(() => map(false), Math.max(1, Math.min(...since.values()) + YOUNG_MS - now()));
+		return services;
+	}
 
 	function map(listed: boolean): void {
+		const kept = young();
+		const ready = new Set(
+			kept.size === 0 ? [] : nodes.flatMap((n) => (n.Status?.State === 'ready' ? (n.ID ?? []) : [])),
+		);
 		on.onMapped(
 			mapAnswers({
 				nodes,
@@ -128,6 +159,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 				networks,
 				tasks: [...tasks.values()],
 				reportOf: (t) => said.get(t.node)?.get(t.id),
+				keeps: (t) => kept.has(t.service) && ready.has(t.node),
 			}),
 			listed,
 		);
@@ -169,6 +201,8 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 			const served = was?.served === true || was?.state === 'running';
 			// Nearly all are what they were: the object that there is spares making one, and collecting the other.
 			next.set(t.id, was !== undefined && sameFact(was, t, served) ? was : served ? { ...t, served } : t);
+			// Those of the first list may be as old as the swarm.
+			if (complete && !served && stateOf(t) === 'active') since.set(t.id, now());
 		}
 		const gone = [...tasks.values()].filter((t) => !next.has(t.id) && (t.served === true || t.state === 'running'));
 		const ask = gone.filter((t) => !over.has(t.id));
@@ -310,6 +344,7 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		close() {
 			closed = true;
 			clearTimeout(timer);
+			clearTimeout(grown);
 		},
 	};
 }

@@ -145,6 +145,8 @@ export interface Answers {
 	readonly networks: readonly RawNetwork[];
 	/** What the task's own node says of it. */
 	readonly reportOf: (task: TaskFact) => TaskReport | undefined;
+	/** A task that Swarm is about to stop serves on for a moment (docs/decisions/0042). */
+	readonly keeps?: (task: TaskFact) => boolean;
 }
 
 export interface Mapped {
@@ -303,7 +305,7 @@ export function mapAnswers(answers: Answers): Mapped {
 			const listed = stateOf(t);
 			if (node === undefined || listed === undefined) continue;
 			const report = answers.reportOf(t);
-			const state = worse(listed, report?.state);
+			const state = worse(listed === 'draining' && answers.keeps?.(t) === true ? 'active' : listed, report?.state);
 			const on = addressesOn(t, vips, networkOf);
 			tasks.push({
 				id: t.id,
@@ -397,6 +399,7 @@ export interface OwnContainer {
 }
 
 interface RawAttachment {
+	readonly NetworkID?: string;
 	readonly IPAddress?: string;
 	readonly IPPrefixLen?: number;
 	readonly GlobalIPv6Address?: string;
@@ -425,12 +428,17 @@ interface RawContainer {
 	readonly NetworkSettings?: { readonly Networks?: Readonly<Record<string, RawAttachment | null>> | null } | null;
 }
 
-/** GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks. */
-export function ownContainers(raw: unknown): OwnContainer[] {
+/**
+ * GET /containers/json?all=1&filters={"label":["com.docker.swarm.task.id"]} → this node's tasks.
+ * @param ingressId the ingress network's, whose name is the operator's choice
+ */
+export function ownContainers(raw: unknown, ingressId?: string): OwnContainer[] {
 	if (!Array.isArray(raw)) return [];
 	return raw.flatMap((c: RawContainer): OwnContainer[] => {
 		const task = c.Labels?.[TASK_LABEL];
 		if (c.Id === undefined || !task) return [];
+		const networks = c.NetworkSettings?.Networks;
+		const ingress = Object.values(networks ?? {}).find((n) => n?.NetworkID !== undefined && n.NetworkID === ingressId);
 		return [
 			{
 				id: c.Id,
@@ -438,8 +446,8 @@ export function ownContainers(raw: unknown): OwnContainer[] {
 				running: c.State === 'running',
 				paused: c.State === 'paused',
 				ended: c.State === 'exited' || c.State === 'dead',
-				networks: subnetsOf(c.NetworkSettings?.Networks),
-				ingress: parseAddress(c.NetworkSettings?.Networks?.ingress?.IPAddress, 4),
+				networks: subnetsOf(networks),
+				ingress: parseAddress(ingress?.IPAddress, 4),
 			},
 		];
 	});

@@ -20,8 +20,8 @@ export interface Own {
 	event(event: EngineEvent): void;
 	/** Reads everything anew: events may have been missed. */
 	refresh(): void;
-	/** Tasks of this node that should have a leg, by the membership. */
-	expect(tasks: readonly string[]): void;
+	/** Tasks of this node that should have a leg, and the ingress network's id, by the membership. */
+	expect(tasks: readonly string[], ingressId: string | undefined): void;
 	close(): void;
 }
 
@@ -68,6 +68,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 	const said = new Map<string, Said>();
 	let reports: ReadonlyMap<string, TaskReport> = new Map();
 	let expected: readonly string[] = [];
+	let ingressId: string | undefined;
 	let timer: NodeJS.Timeout | undefined;
 	let expiry: NodeJS.Timeout | undefined;
 	let reading = false;
@@ -172,7 +173,7 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 			const next = new Map<string, Leg>();
 			let news = false;
 			const there = new Set<string>();
-			for (const c of ownContainers(containers)) {
+			for (const c of ownContainers(containers, ingressId)) {
 				there.add(c.task);
 				const leg = byContainer.get(c.id);
 				if (leg !== undefined) {
@@ -277,10 +278,12 @@ export function createOwn(deps: OwnDeps, on: OwnEvents): Own {
 			tries = 0;
 			later(0);
 		},
-		expect(tasks) {
+		expect(tasks, ingress) {
 			const before = new Set(expected);
+			const other = ingress !== ingressId;
 			expected = tasks;
-			if (!tasks.some((t) => !legs.has(t) && !before.has(t))) return;
+			ingressId = ingress;
+			if (!other && !tasks.some((t) => !legs.has(t) && !before.has(t))) return;
 			tries = 0;
 			later(0);
 		},

@@ -167,6 +167,7 @@ export function openDockerSource(
 					? []
 					: s.tasks.flatMap((t) => (t.node === name && t.id !== undefined && t.state !== 'down' ? [t.id] : [])),
 			),
+			next.networks.find((n) => n.ingress)?.id,
 		);
 		if (!settled) {
 			settled = true;
