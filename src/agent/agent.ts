@@ -8,9 +8,9 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { shareHeap, trimHeap } from 'libbpf-ts';
 import type { Logger } from 'pino';
-import { type Config, updateConfig } from '../config.js';
+import type { Config } from '../config.js';
 import { NameService } from '../dns/server.js';
-import { BeelineError, codeOf, sentence } from '../errors.js';
+import { BeelineError, sentence } from '../errors.js';
 import { type Datapath, openDatapath, ownNetnsCookie, RUN_DIR } from '../loader/datapath.js';
 import {
 	type Event,
@@ -23,12 +23,11 @@ import {
 	VERDICTS,
 } from '../loader/layout.gen.js';
 import { withEndpointTasks } from '../mesh/endpoints.js';
-import { type DatapathOptions, type Entries, entries, undeliverable } from '../mesh/entries.js';
+import { type DatapathOptions, type Entries, endpointsOf, entries, undeliverable } from '../mesh/entries.js';
 import { createIds } from '../mesh/ids.js';
 import { createMaglevPool } from '../mesh/maglev.js';
 import { type Health, type Mesh, type MeshBackend, plan } from '../mesh/plan.js';
 import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
-import { parseDuration } from '../mesh/sources/document.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
 import type { Membership } from '../mesh/types.js';
 import { createVipIds, type VipEntries, vipEntries } from '../mesh/vip-entries.js';
@@ -39,8 +38,9 @@ import { createPlugin, type Plugin } from '../plugin/host.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
 import { type Asked, asked, holds, NOTHING_HELD, newIn } from './asked.js';
+import { createApi } from './commands.js';
 import { Encryption, readSecret, removeEncryption } from './encryption.js';
-import { json, type Run, run as runCommand } from './exec.js';
+import { type Run, run as runCommand } from './exec.js';
 import { FactReader, knownPart } from './facts.js';
 import { createGateway, GATEWAY_BRIDGE } from './gateway.js';
 import { readLinks, whyNot } from './links.js';
@@ -53,6 +53,7 @@ import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
 import { listening, localPortRange, reservePorts } from './ports.js';
+import { routedPrefixes } from './routes.js';
 import { createRunner } from './runner.js';
 import { openSource, type Source } from './source.js';
 import { SourcePorts } from './source-ports.js';
@@ -307,8 +308,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			meshVni: () => config.datapath.vni,
 			place: source.place,
 			...(source.addresses === undefined ? {} : { addresses: source.addresses }),
-			routes: async () =>
-				json<{ dst?: string }>(await run('ip', ['-j', '-4', 'route', 'show', 'table', 'all'])).map((r) => r.dst ?? ''),
+			routes: () => routedPrefixes(run),
 			names,
 			log,
 			whyNoEncryption: () => encryption.whyNot(),
@@ -525,6 +525,15 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		 */
 		const attaching = new Set<string>();
 		let besides: Promise<void> = Promise.resolve();
+		function attachEnded(key: string, ifindex: number, into: Set<number>, failure?: { readonly error: unknown }): void {
+			if (failure === undefined) {
+				into.add(ifindex);
+				attachErrors.delete(key);
+			} else {
+				const name = local?.names.get(ifindex) ?? `interface ${ifindex}`;
+				attachErrors.set(key, `${name}: ${sentence(failure.error)}`);
+			}
+		}
 		function attachBeside(key: string, ifindex: number, into: Set<number>, attach: () => Promise<void>): void {
 			if (attaching.has(key)) return;
 			attaching.add(key);
@@ -532,10 +541,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				try {
 					if (closed) return;
 					await attach();
-					into.add(ifindex);
-					attachErrors.delete(key);
-				} catch (e) {
-					attachErrors.set(key, `${local?.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
+					attachEnded(key, ifindex, into);
+				} catch (error) {
+					attachEnded(key, ifindex, into, { error });
 				}
 				attaching.delete(key);
 				if (attaching.size === 0) mark('programs of new interfaces', false);
@@ -560,10 +568,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}
 				try {
 					attach.now(ifindex);
-					into.add(ifindex);
-					attachErrors.delete(key);
-				} catch (e) {
-					attachErrors.set(key, `${local?.names.get(ifindex) ?? `interface ${ifindex}`}: ${sentence(e)}`);
+					attachEnded(key, ifindex, into);
+				} catch (error) {
+					attachEnded(key, ifindex, into, { error });
 				}
 			}
 			for (const key of attachErrors.keys())
@@ -577,8 +584,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** Backends of this node whose endpoint has no program yet. */
 		function unattached(m: Mesh, l: Local): string[] {
 			const waits = (b: MeshBackend) => {
-				const at = [b.address4, b.address6].map((a) => (a === undefined ? undefined : l.facts.endpoints.get(a)));
-				const endpoint = at[0] ?? at[1];
+				const [at4, at6] = endpointsOf(b, l.facts.endpoints);
+				const endpoint = at4 ?? at6;
 				return endpoint !== undefined && attaching.has(`endpoint ${endpoint.ifindex}`);
 			};
 			if (attaching.size === 0) return [];
@@ -1043,155 +1050,57 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		// ---- interface ----
-		/** What a command's refusal is over HTTP. */
-		function refuse(e: unknown): never {
-			if (e instanceof AgentError || !(e instanceof Error)) throw e;
-			const code = codeOf(e);
-			if (code === 'NOT_FOUND') throw new AgentError(404, code, e.message);
-			const field = e instanceof BeelineError ? e.field : undefined;
-			if (code === 'INVALID_CONFIG') throw new AgentError(422, 'INVALID', e.message, field);
-			if (code === 'STALE') throw new AgentError(412, code, e.message);
-			// The source does not answer, or others write all the time.
-			if (/^(ETCD_|BUSY$|CLOSED$)/.test(code)) throw new AgentError(503, code, e.message);
-			throw new AgentError(409, code, e.message, field);
-		}
-		/** Carries out a change of the source and waits until the maps follow. */
-		async function change(what: string, edit: () => void | Promise<void>): Promise<void> {
-			try {
-				await edit();
-			} catch (e) {
-				refuse(e);
-			}
-			source.reload();
-			await applied(what, false);
-		}
-		const revisionOf = (kind: 'nodes' | 'services') => (name: string) =>
-			planned === undefined ? undefined : source.revisionOf?.(planned, kind, name);
-		/** What a change is decided from, where it is to hold only for that. */
-		const basis = (exact: boolean | undefined, kind: 'nodes' | 'services', name: string) =>
-			exact === true ? revisionOf(kind)(name) : undefined;
-		const drainBackend = (id: string, drained: boolean, exact: boolean | undefined) => {
-			const from = basis(exact, 'services', id.split('~', 1)[0] as string);
-			return change(`${drained ? 'drain' : 'undrain'} ${id}`, () => source.drainBackend(id, drained, from));
-		};
-		const drainNode = (node: string, drained: boolean, exact: boolean | undefined) => {
-			const from = basis(exact, 'nodes', node);
-			return change(`${drained ? 'drain' : 'undrain'} ${node}`, () => source.drainNode(node, drained, from));
-		};
-
-		const api: AgentApi = {
-			status: () =>
-				views.status({
-					version: deps.version,
-					config,
-					since,
-					ready: isReady,
-					leaving: agent.leaving,
-					source: { name: source.name, place: source.place, readAt: appliedReadAt, error: source.error()?.message },
-					recent,
-					mesh,
-					local,
-					attached,
-					differing: peers.differing(),
-					moving: now === undefined || closed ? new Map() : movingBy(),
-					encryption: encryption.view(),
-					warnings: [
-						...source.problems(),
-						...[...peers.downNodes].map(
-							(n) =>
-								`${n} does not answer probes (no agent there, or cut off): its backends are not chosen while there are others`,
-						),
-						...warnings.values(),
-						...encryption.warnings(),
-						...((mesh?.vips.services.size ?? 0) > 0 && namespaces?.problem() !== undefined
-							? [namespaces.problem() as string]
-							: []),
-						...views.onLinkWarnings(now, closed ? undefined : d.store.counters()),
-						...(local?.warnings ?? []),
-						...attachErrors.values(),
-					],
-				}),
-			nodes: () => views.nodes(mesh, local, peers.views(), revisionOf('nodes')),
-			services: () =>
-				views.services(mesh, now, local, now === undefined || closed ? new Map() : movingBy(), revisionOf('services')),
-			backends: () => views.backends(mesh, now, local),
-			flows: (limit) =>
-				now === undefined || closed ? { flows: [], limited: false } : views.flows(d.store.flows(limit), now),
-			entries: (limit) => (closed ? { maps: [] } : views.entries(d.store, limit)),
-			config: () => views.config(config, local, trace),
-			drainBackend: (id, exact) => drainBackend(id, true, exact),
-			undrainBackend: (id, exact) => drainBackend(id, false, exact),
-			drainNode: (node, exact) => drainNode(node, true, exact),
-			undrainNode: (node, exact) => drainNode(node, false, exact),
-			patchService(name, patch, exact) {
-				const from = basis(exact, 'services', name);
-				return change(`update ${name}`, () => source.patchService(name, patch, from));
+		const api = createApi({
+			version: deps.version,
+			since,
+			log,
+			store: d.store,
+			source,
+			networks,
+			peers,
+			encryption,
+			known: {
+				get config() {
+					return config;
+				},
+				get mesh() {
+					return mesh;
+				},
+				get planned() {
+					return planned;
+				},
+				get entries() {
+					return now;
+				},
+				get local() {
+					return local;
+				},
+				get readAt() {
+					return appliedReadAt;
+				},
+				get ready() {
+					return isReady;
+				},
+				get leaving() {
+					return agent.leaving;
+				},
+				get closed() {
+					return closed;
+				},
+				get trace() {
+					return trace;
+				},
+				recent,
+				attached,
+				moving: movingBy,
+				warnings: () => [...warnings.values()],
+				namespacesProblem: () => namespaces?.problem(),
+				attachErrors: () => [...attachErrors.values()],
 			},
-			createService: async (service) => {
-				const whole = await networks.withVips(service).catch(refuse);
-				await change(`create ${service.name}`, () => source.createService(whole));
-			},
-			removeService(name, exact) {
-				const from = basis(exact, 'services', name);
-				const release = networks.releaserOf(name);
-				return change(`remove ${name}`, async () => {
-					await source.removeService(name, from);
-					await release();
-				});
-			},
-			addNode: (node) => change(`add ${node.name}`, () => source.addNode(node)),
-			removeNode(name, exact) {
-				const from = basis(exact, 'nodes', name);
-				return change(`remove ${name}`, () => source.removeNode(name, from));
-			},
-			networks: () => networks.list(),
-			createNetwork: async (body) => {
-				const document = await networks.draft(body).catch(refuse);
-				await change(`create network ${body.name}`, () => source.createNetwork(document));
-			},
-			removeNetwork: (name) =>
-				change(`remove network ${name}`, () => {
-					networks.refuseRemoval(name);
-					return source.removeNetwork(name);
-				}),
-			endpoints: () => networks.endpoints(),
-			async attachEndpoint(request) {
-				const e = await networks.attach(request).catch(refuse);
-				await applied(`endpoint ${e.id} attached`, true);
-				return networks.view(e);
-			},
-			async detachEndpoint(id) {
-				await networks.detach(id).catch(refuse);
-				await applied(`endpoint ${id} detached`, true);
-			},
-			async patchConfig(patch) {
-				const values: Record<string, unknown> = {};
-				if (patch.datapath?.returnPath !== undefined) values['datapath.returnPath'] = patch.datapath.returnPath;
-				if (patch.datapath?.staleAfter !== undefined) values['datapath.staleAfter'] = patch.datapath.staleAfter;
-				if (patch.log !== undefined) values['log.level'] = patch.log.level;
-				if (Object.keys(values).length > 0) {
-					if (config.file !== undefined) {
-						try {
-							updateConfig(config.file, values);
-						} catch (e) {
-							throw new AgentError(409, codeOf(e), sentence(e));
-						}
-					}
-					const staleAfter =
-						patch.datapath?.staleAfter === undefined ? undefined : parseDuration(patch.datapath.staleAfter);
-					config = {
-						...config,
-						datapath: {
-							...config.datapath,
-							...(patch.datapath?.returnPath === undefined ? {} : { returnPath: patch.datapath.returnPath }),
-							...(staleAfter === undefined ? {} : { staleAfter }),
-						},
-						log: patch.log ?? config.log,
-					};
-					log.level = config.log.level;
-				}
-				if (patch.trace !== undefined) trace = patch.trace;
-				await applied('configuration', false);
+			applied,
+			configure(next) {
+				config = next.config ?? config;
+				trace = next.trace ?? trace;
 			},
 			subscribe(want, listener) {
 				listeners.add(listener);
@@ -1204,7 +1113,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					if (want.verdicts && !closed) verdictsWanted(-1);
 				};
 			},
-		};
+		});
 
 		// ---- clocks and watchers ----
 		const beat = () => {

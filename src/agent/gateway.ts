@@ -8,6 +8,7 @@ import ipaddr from 'ipaddr.js';
 import { BeelineError } from '../errors.js';
 import { overlaps } from '../mesh/subnets.js';
 import { json, type Run } from './exec.js';
+import { routedPrefixes } from './routes.js';
 import { freeName, ipIn, makeVeth } from './veth.js';
 
 export const GATEWAY_BRIDGE = 'beeline_gw';
@@ -71,12 +72,7 @@ export function createGateway(run: Run, config: GatewayConfig): Gateway {
 	let subnet: string | undefined;
 
 	async function freeSubnet(): Promise<string> {
-		const routes = json<{ dst?: string }>(await run('ip', ['-j', '-4', 'route', 'show', 'table', 'all']));
-		const taken = routes
-			.map((r) => r.dst ?? 'default')
-			.filter((d) => d !== 'default')
-			.map((d) => (d.includes('/') ? d : `${d}/32`))
-			.filter((d) => ipaddr.IPv4.isValidCIDR(d));
+		const taken = await routedPrefixes(run);
 		for (let i = 30; i >= 16; i--) {
 			const s = `172.${i}.0.0/16`;
 			if (!taken.some((t) => overlaps(t, s))) return s;

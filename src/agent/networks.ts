@@ -14,8 +14,9 @@ import type {
 import type { Datapath } from '../loader/datapath.js';
 import { type LocalEndpoint, namedNetworks, withLegs } from '../mesh/endpoints.js';
 import type { OverlayEndpointFact } from '../mesh/overlay.js';
+import type { Addresses } from '../mesh/sources/etcd-store.js';
 import { freeSubnet, gatewayOf, localSubnet6 } from '../mesh/subnets.js';
-import type { Membership, NetworkEndpoint, NetworkSpec } from '../mesh/types.js';
+import type { Membership, NetworkSpec } from '../mesh/types.js';
 import { AgentError } from './api.js';
 import { type AttachedEndpoint, netnsOfPid, type Overlay, type OverlayState, UNSEEN } from './overlay.js';
 import { removeResolvConf, writeResolvConf } from './resolv.js';
@@ -36,30 +37,13 @@ export interface NetworksDeps {
 	/** Why this node cannot encrypt. */
 	readonly whyNoEncryption: () => Promise<string | undefined>;
 	/** Where the source gives out addresses; undefined: each node has its slices. */
-	readonly addresses?: Addresses;
+	readonly addresses?: Pick<Addresses, 'allocate' | 'release'>;
 	/** Where an operator changes the membership. */
 	readonly place: string;
-	/** Destinations of the node's routes. */
+	/** Where the node's routes lead, IPv4. */
 	readonly routes: () => Promise<readonly string[]>;
 	readonly names: Pick<NameService, 'update' | 'serve' | 'forget' | 'prepare'>;
 	readonly log: Pick<Logger, 'info' | 'warn'>;
-}
-
-/** Addresses of networks that a source gives out: one holder each, on all nodes. */
-export interface Addresses {
-	allocate(
-		network: string,
-		request: {
-			readonly node: string;
-			readonly endpoint: string;
-			readonly wanted?: string;
-			readonly name?: string;
-			readonly service?: string;
-			readonly aliases?: readonly string[];
-			readonly vip?: boolean;
-		},
-	): Promise<NetworkEndpoint>;
-	release(network: string, address: string, endpoint: string): Promise<boolean>;
 }
 
 export interface Networks {
@@ -200,10 +184,7 @@ export function createNetworks(deps: NetworksDeps): Networks {
 			const others = networks.map((n) => n.subnet);
 			let { subnet, vni } = body;
 			if (subnet === undefined) {
-				const routed = (await deps.routes())
-					.filter((r) => /^\d+\.\d+\.\d+\.\d+(\/\d+)?$/.test(r))
-					.map((r) => (r.includes('/') ? r : `${r}/32`));
-				subnet = freeSubnet([...others, ...routed]);
+				subnet = freeSubnet([...others, ...(await deps.routes())]);
 				if (subnet === undefined)
 					throw new AgentError(409, 'NO_SUBNET', 'no part of 10.0.0.0/8 is free: give --subnet', 'subnet');
 			}

@@ -1,4 +1,5 @@
 /** Ways to addresses, as the kernel would send (`ip -j route get`). */
+import ipaddr from 'ipaddr.js';
 import { json, jsonLines, type Run } from './exec.js';
 
 export interface Way {
@@ -87,4 +88,13 @@ export async function defaultRoutes(run: Run): Promise<DefaultRoute[]> {
 		out.push(...found.sort((a, b) => a.metric - b.metric));
 	}
 	return out;
+}
+
+/** IPv4 prefixes that routes of this node lead to, in all tables; the default is none. */
+export async function routedPrefixes(run: Run): Promise<string[]> {
+	const routes = json<RawRoute>(await run('ip', ['-j', '-4', 'route', 'show', 'table', 'all']));
+	return routes
+		.map((r) => r.dst ?? 'default')
+		.map((d) => (d.includes('/') ? d : `${d}/32`))
+		.filter((d) => ipaddr.IPv4.isValidCIDR(d));
 }

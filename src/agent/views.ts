@@ -13,7 +13,7 @@ import type {
 import type { Datapath } from '../loader/datapath.js';
 import { type Event, PROGRAMS, REF_INDEX_MASK, VERDICTS } from '../loader/layout.gen.js';
 import type { Entries } from '../mesh/entries.js';
-import { portKey } from '../mesh/entries.js';
+import { endpointsOf, portKey } from '../mesh/entries.js';
 import { isProcess, type Mesh, type MeshBackend, type MeshService } from '../mesh/plan.js';
 import { formatDuration } from '../mesh/sources/document.js';
 import { formatOptions } from '../mesh/sources/file.js';
@@ -244,7 +244,8 @@ export function backends(mesh: Mesh | undefined, e: Entries | undefined, local: 
 		for (const b of s.backends) {
 			const here = b.node === mesh?.self;
 			const addresses = [b.address4, b.address6].filter((a): a is string => a !== undefined);
-			const endpoint = addresses.map((a) => local?.facts.endpoints.get(a)).find((x) => x !== undefined);
+			const [at4, at6] = local === undefined ? [] : endpointsOf(b, local.facts.endpoints);
+			const endpoint = at4 ?? at6;
 			const problems = addresses.map((a) => local?.problems.get(a)).filter((p) => p !== undefined);
 			out.push({
 				id: b.id,

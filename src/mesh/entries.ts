@@ -79,6 +79,15 @@ export function within(ranges: LocalFacts['localPorts'], port: number): boolean 
 	return ranges.some(([low, high]) => port >= low && port <= high);
 }
 
+/** Where the addresses of a backend of this node lead, IPv4 and IPv6: it is reached by the first that leads anywhere. */
+export function endpointsOf(
+	b: Pick<MeshBackend, 'address4' | 'address6'>,
+	endpoints: LocalFacts['endpoints'],
+): readonly [EndpointFact | undefined, EndpointFact | undefined] {
+	const at = (a: string | undefined) => (a === undefined ? undefined : endpoints.get(a));
+	return [at(b.address4), at(b.address6)];
+}
+
 /** protocol (TCP 0, UDP 1) << 16 | port: the key of a port in the maps. */
 export function portKey(protocol: Protocol, port: number): number {
 	return ((protocol === 'udp' ? 1 : 0) << 16) | port;
@@ -374,8 +383,8 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 			served.push(b);
 			numbers.push(id.index | (id.generation << INDEX_BITS), c.vteps.get(node.address) as number);
 			if (b.node !== c.mesh.self) continue;
-			const at = [b.address4, b.address6].map((a) => (a === undefined ? undefined : facts.endpoints.get(a)));
-			const endpoint = at[0] ?? at[1];
+			const [at4, at6] = endpointsOf(b, facts.endpoints);
+			const endpoint = at4 ?? at6;
 			if (!isProcess(b) && endpoint === undefined) {
 				const address = b.address4 ?? b.address6;
 				undeliverable.set(
@@ -393,8 +402,8 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 			localBackends.push([
 				b.mac,
 				{
-					addr4: isProcess(b) ? c.process4 : at[0] ? (b.listens4 ?? (b.address4 as string)) : '::',
-					addr6: isProcess(b) ? c.process6 : at[1] ? (b.address6 as string) : '::',
+					addr4: isProcess(b) ? c.process4 : at4 ? (b.listens4 ?? (b.address4 as string)) : '::',
+					addr6: isProcess(b) ? c.process6 : at6 ? (b.address6 as string) : '::',
 					ref: refOf(id.index, id.generation),
 					ifindex: endpoint?.ifindex ?? 0,
 					frontend: own?.index ?? specs[0].index,

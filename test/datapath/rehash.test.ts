@@ -7,9 +7,10 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { FrontendFlag } from '../../src/loader/layout.gen.js';
 import { applySlots, isOver, rehash } from '../../src/mesh/slots.js';
+import { icmpError, tcpPacket, udpPacket } from './flows.js';
 import { build, type Packet } from './packets.js';
 import { BACKENDS, fill, frontendRow, serviceIndex, TCP, tableOf, UDP } from './services.js';
-import { buildInterfaces, closeInterfaces, insideNetns, MAC, UP0, World } from './world.js';
+import { buildInterfaces, closeInterfaces, insideNetns, UP0, World } from './world.js';
 
 const test = suite('affinity changes');
 let w: World;
@@ -57,11 +58,7 @@ function went(p: Packet): number {
 }
 function tcpFlow(six = false, port = nextPort++) {
 	let isn = 1000;
-	const packet = (flags: string, seq: number): Packet => ({
-		eth: { src: MAC.router, dst: MAC.up0 },
-		ip: { src: six ? 'fd09::9' : '192.0.2.9', dst: six ? 'fd00::1' : '10.0.0.1' },
-		tcp: { sport: port, dport: 8096, flags, seq: seq >>> 0 },
-	});
+	const packet = (flags: string, seq: number) => tcpPacket(port, 8096, flags, seq, six);
 	return {
 		syn: (n = isn) => {
 			isn = n;
@@ -69,28 +66,12 @@ function tcpFlow(six = false, port = nextPort++) {
 		},
 		data: () => went(packet('ack', isn + 1)),
 		fin: () => went(packet('fin ack', isn + 1)),
-		error: () =>
-			went({
-				eth: { src: MAC.router, dst: MAC.up0 },
-				ip: { src: '198.51.100.1', dst: '10.0.0.1' },
-				icmp: {
-					type: 3,
-					code: 4,
-					mtu: 1300,
-					about: { ip: { src: '10.0.0.1', dst: '192.0.2.9' }, tcp: { sport: 8096, dport: port, seq: 9 } },
-				},
-			}),
+		error: () => went(icmpError(port, 8096)),
 	};
 }
 function udpFlow(): () => number {
 	const port = nextPort++;
-	return () =>
-		went({
-			eth: { src: MAC.router, dst: MAC.up0 },
-			ip: { src: '192.0.2.9', dst: '10.0.0.1' },
-			udp: { sport: port, dport: 53 },
-			data: 'q',
-		});
+	return () => went(udpPacket(port, 53));
 }
 /** Flows that were open before a change, with their backends; more than one backend has some. */
 function open(n: number, six = false) {

@@ -6,6 +6,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { FrontendFlag, REF_KERNEL, REF_NONE } from '../../src/loader/layout.gen.js';
 import { applySlots, leaveToKernel, refGeneration, refIndex, settle, startFromKernel } from '../../src/mesh/slots.js';
+import { icmpError, tcpPacket, udpPacket } from './flows.js';
 import { build, type Packet } from './packets.js';
 import { BACKENDS, fill, frontendRow, macOf, serviceIndex, TCP, tableOf, UDP } from './services.js';
 import { ACTIVE, buildInterfaces, closeInterfaces, DOWN, insideNetns, MAC, UP0, World } from './world.js';
@@ -62,11 +63,7 @@ interface Flow {
 function tcpFlow(six = false): Flow {
 	const port = nextPort++;
 	let isn = 1000;
-	const packet = (flags: string, seq: number): Packet => ({
-		eth: { src: MAC.router, dst: MAC.up0 },
-		ip: { src: six ? 'fd09::9' : '192.0.2.9', dst: six ? 'fd00::1' : '10.0.0.1' },
-		tcp: { sport: port, dport: 8080, flags, seq },
-	});
+	const packet = (flags: string, seq: number) => tcpPacket(port, 8080, flags, seq, six);
 	return {
 		port,
 		syn(n = isn) {
@@ -76,28 +73,12 @@ function tcpFlow(six = false): Flow {
 		data: (seq = (isn + 1) >>> 0) => went(packet('ack', seq)),
 		fin: () => went(packet('fin ack', (isn + 1) >>> 0)),
 		rst: () => went(packet('rst', (isn + 1) >>> 0)),
-		error: () =>
-			went({
-				eth: { src: MAC.router, dst: MAC.up0 },
-				ip: { src: '198.51.100.1', dst: '10.0.0.1' },
-				icmp: {
-					type: 3,
-					code: 4,
-					mtu: 1300,
-					about: { ip: { src: '10.0.0.1', dst: '192.0.2.9' }, tcp: { sport: 8080, dport: port, seq: 9 } },
-				},
-			}),
+		error: () => went(icmpError(port, 8080)),
 	};
 }
 function udpFlow(): () => string {
 	const port = nextPort++;
-	return () =>
-		went({
-			eth: { src: MAC.router, dst: MAC.up0 },
-			ip: { src: '192.0.2.9', dst: '10.0.0.1' },
-			udp: { sport: port, dport: 53 },
-			data: 'q',
-		});
+	return () => went(udpPacket(port, 53));
 }
 function flags(bits: number, generation = 0): void {
 	w.store.frontends.setMany([

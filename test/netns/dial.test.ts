@@ -12,8 +12,8 @@
  * n1, 8091 of n2, 8053 and 8054 UDP of n1t1 and n2t1, 8084 with a list that admits the nodes.
  */
 import * as assert from 'uvu/assert';
-import { Mesh, type ServiceDocument, targets, taskBackend } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { dialAll, Mesh, onTopology, type ServiceDocument, targets, taskBackend } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
@@ -23,8 +23,7 @@ const lan4 = '172.18.9.9';
 const lan6 = 'fd00:18::9:9';
 
 async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	const net = await Topology.build({ nodes: 2, tasks: { n1: 3, n2: 2 } });
-	try {
+	return onTopology({ nodes: 2, tasks: { n1: 3, n2: 2 } }, async (net) => {
 		for (const task of net.tasks()) {
 			await net.httpd(task, 80);
 			await net.udpecho(task, 53);
@@ -74,11 +73,8 @@ async function build(): Promise<{ net: Topology; mesh: Mesh }> {
 				service('echo2', 8054, at('n2t1'), { target: 53, protocol: 'udp' }),
 			],
 		});
-		return { net, mesh };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
+		return { mesh };
+	});
 }
 
 const gateway = { 4: '172.18.0.1', 6: 'fd00:18::1' } as const;
@@ -102,21 +98,7 @@ scenario(
 			family: 4 | 6,
 			more: readonly (string | number)[] = [],
 		) => {
-			const report = await net.load(from, [
-				'-n',
-				20,
-				'-c',
-				4,
-				'-t',
-				2000,
-				...more,
-				...targets(net, [node], port, [family]),
-			]);
-			assert.equal(
-				report.failures,
-				{},
-				`${from} to ${node}:${port}, IPv${family}: ${JSON.stringify(report)} ${JSON.stringify(await mesh.verdicts())}`,
-			);
+			const report = await dialAll({ net, mesh }, from, targets(net, [node], port, [family]), more);
 			return { backends: Object.keys(report.backends).sort(), clients: Object.keys(report.clients) };
 		};
 		const own = (net: Topology, node: string, family: 4 | 6) =>
@@ -305,21 +287,7 @@ scenario(
 		}) => {
 			// The LAN's router (c1) is where their replies go.
 			const from = async (family: 4 | 6, port: number, node: string, more: readonly (string | number)[] = []) => {
-				const report = await net.load('c1', [
-					'-n',
-					20,
-					'-c',
-					4,
-					'-t',
-					2000,
-					...more,
-					...targets(net, [node], port, [family]),
-				]);
-				assert.equal(
-					report.failures,
-					{},
-					`${node}:${port} IPv${family} ${JSON.stringify(report)} ${JSON.stringify(await mesh.verdicts())}`,
-				);
+				const report = await dialAll({ net, mesh }, 'c1', targets(net, [node], port, [family]), more);
 				return Object.keys(report.clients);
 			};
 			// What c1 dials with: its address in the bridges' subnet.

@@ -13,8 +13,8 @@
  */
 import * as assert from 'uvu/assert';
 import type { EndpointView } from '../../src/http/schemas.js';
-import { Mesh, type ServiceDocument, targets } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { dialAll, Mesh, onTopology, type ServiceDocument, targets } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
@@ -44,8 +44,7 @@ function service(name: string, ports: ServiceDocument['ports'], options: object 
 }
 
 async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	const net = await Topology.build({ nodes: 3, clients: 1, tasks: {} });
-	try {
+	return onTopology({ nodes: 3, clients: 1, tasks: {} }, async (net) => {
 		const mesh = await Mesh.start(net, {
 			services: [
 				service('here', [
@@ -103,11 +102,8 @@ async function build(): Promise<{ net: Topology; mesh: Mesh }> {
 			},
 			20_000,
 		);
-		return { net, mesh };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
+		return { mesh };
+	});
 }
 
 scenario(
@@ -128,12 +124,7 @@ scenario(
 			port: number,
 			more: readonly (string | number)[] = [],
 		) => {
-			const report = await net.load(from, ['-n', 60, '-c', 4, '-t', 2000, ...more, ...targets(net, [node], port, [4])]);
-			assert.equal(
-				report.failures,
-				{},
-				`${from} to ${node}:${port}: ${JSON.stringify(report)} ${JSON.stringify(await mesh.verdicts())}`,
-			);
+			const report = await dialAll({ net, mesh }, from, targets(net, [node], port, [4]), ['-n', 60, ...more]);
 			return { backends: Object.keys(report.backends).sort(), clients: Object.keys(report.clients) };
 		};
 

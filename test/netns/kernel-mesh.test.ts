@@ -4,8 +4,8 @@
  */
 import * as assert from 'uvu/assert';
 import { FrontendFlag } from '../../src/loader/layout.gen.js';
-import { Mesh, targets, taskBackend } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { Mesh, onTopology, targets, taskBackend } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
@@ -14,8 +14,7 @@ import { waitFor } from '../support/wait.js';
 const kernel = 0x003fffff;
 
 async function build(): Promise<{ net: Topology }> {
-	const net = await Topology.build({ tasks: { n2: 2, n3: 1 } });
-	try {
+	return onTopology({ tasks: { n2: 2, n3: 1 } }, async (net) => {
 		for (const task of net.tasks()) await net.httpd(task, 80);
 		net.exec('n2', ['nft', '-f', '-'], {
 			input: `table ip mesh {
@@ -25,11 +24,8 @@ async function build(): Promise<{ net: Topology }> {
 				}
 			}`,
 		});
-		return { net };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
+		return {};
+	});
 }
 
 scenario(

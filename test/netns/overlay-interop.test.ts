@@ -10,8 +10,8 @@
  */
 import * as assert from 'uvu/assert';
 import type { EndpointView } from '../../src/http/schemas.js';
-import { Mesh } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { Mesh, onTopology } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces, hasTool, skip } from '../support/skip.js';
 import { wrongVxlan } from '../support/tshark.js';
@@ -27,8 +27,7 @@ interface Built {
 }
 
 async function build(): Promise<Built> {
-	const net = await Topology.build();
-	try {
+	return onTopology(undefined, async (net) => {
 		const members = [...net.nodes, 'c1'];
 		const mesh = await Mesh.start(net, {
 			nodes: members.map((name) => ({ name, address: net.address(name).v4 })),
@@ -74,11 +73,8 @@ async function build(): Promise<Built> {
 			await net.httpd(name, 80);
 			await net.udpecho(name, 53);
 		}
-		return { net, mesh, endpoints };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
+		return { mesh, endpoints };
+	});
 }
 
 scenario(

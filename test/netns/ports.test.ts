@@ -9,15 +9,14 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { Mesh, type ServiceDocument, targets, taskBackend } from '../support/beeline.js';
-import { Topology } from '../support/netns.js';
+import { Mesh, onTopology, type ServiceDocument, targets, taskBackend } from '../support/beeline.js';
+import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
 
 async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	const net = await Topology.build({ nodes: 2, tasks: { n2: 1 } });
-	try {
+	return onTopology({ nodes: 2, tasks: { n2: 1 } }, async (net) => {
 		await net.httpd('n2t1', 80);
 		await net.udpecho('n2t1', 53);
 		net.exec('n1', ['nft', '-f', '-'], {
@@ -53,11 +52,8 @@ async function build(): Promise<{ net: Topology; mesh: Mesh }> {
 			},
 			{ configs: { n1: { http: { listen: ['127.0.0.1:7980'] } } } },
 		);
-		return { net, mesh };
-	} catch (error) {
-		net.close();
-		throw error;
-	}
+		return { mesh };
+	});
 }
 
 scenario(

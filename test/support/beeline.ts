@@ -2,7 +2,15 @@ import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import type { BackendView, EntriesView, NodeView, ServiceView, StatusView } from '../../src/http/schemas.js';
-import { mountBpffs, type Result, type Running, run, Topology, type TopologyOptions } from './netns.js';
+import {
+	type LoadReport,
+	mountBpffs,
+	type Result,
+	type Running,
+	run,
+	Topology,
+	type TopologyOptions,
+} from './netns.js';
 import { root } from './tools.js';
 import { waitFor } from './wait.js';
 
@@ -48,6 +56,9 @@ export interface Answer {
 }
 
 type Overrides = Readonly<Record<string, unknown>>;
+
+/** Until an agent has done what it was told, at most: with a load of 15, agents that compile and start together took more than 30 s. */
+const READY_MS = 90_000;
 
 /** The command as a user runs it; BEELINE_COMMAND tests one that is installed elsewhere. */
 export const beeline = process.env.BEELINE_COMMAND ?? join(root, 'bin/beeline');
@@ -102,7 +113,7 @@ export class Agent {
 	}
 
 	/** Starts the process and waits until it has applied everything once. */
-	async start(limitMs = 30_000): Promise<void> {
+	async start(limitMs = READY_MS): Promise<void> {
 		this.launch();
 		await this.ready(limitMs);
 	}
@@ -121,7 +132,7 @@ export class Agent {
 		return running;
 	}
 
-	async ready(limitMs = 30_000): Promise<void> {
+	async ready(limitMs = READY_MS): Promise<void> {
 		const running = this.running;
 		await waitFor(
 			`the agent on ${this.node} to be ready`,
@@ -280,19 +291,42 @@ export async function startServed<T extends object = object>(
 	also: (net: Topology) => Promise<unknown> = async () => undefined,
 	then?: (served: Served) => Promise<T>,
 ): Promise<Served & T> {
-	const net = await Topology.build(topology);
-	try {
+	return onTopology(topology, async (net) => {
 		for (const task of net.tasks()) {
 			await net.httpd(task, 80);
 			await net.udpecho(task, 53);
 		}
 		await also(net);
 		const mesh = await Mesh.start(net, { services: services(net.tasks().map((task) => taskBackend(net, task))) });
-		return { net, mesh, ...((await then?.({ net, mesh })) as T) };
+		return { mesh, ...((await then?.({ net, mesh })) as T) };
+	});
+}
+
+/** A topology and what is built on it, which takes it down again where it fails; else it is the caller's to close. */
+export async function onTopology<T extends object>(
+	topology: TopologyOptions | undefined,
+	then: (net: Topology) => Promise<T>,
+): Promise<{ readonly net: Topology } & T> {
+	const net = await Topology.build(topology);
+	try {
+		return { net, ...(await then(net)) };
 	} catch (error) {
 		net.close();
 		throw error;
 	}
+}
+
+/** Dials from a namespace, 20 times unless told; all must work. */
+export async function dialAll(
+	{ net, mesh }: Served,
+	from: string,
+	to: readonly string[],
+	more: readonly (string | number)[] = [],
+): Promise<LoadReport> {
+	const report = await net.load(from, ['-n', 20, '-c', 4, '-t', 2000, ...more, ...to]);
+	if (Object.keys(report.failures).length > 0)
+		throw new Error(`${from} to ${to.join(' ')}: ${JSON.stringify(report)} ${JSON.stringify(await mesh.verdicts())}`);
+	return report;
 }
 
 /** Agents on all (or some) nodes of a topology, each with the same mesh. */
@@ -342,7 +376,7 @@ export class Mesh {
 	}
 
 	/** Every running agent knows the MAC of the next hop to every node that has backends. */
-	async connected(limitMs = 15_000): Promise<void> {
+	async connected(limitMs = READY_MS): Promise<void> {
 		await waitFor(
 			'next hops to be resolved',
 			async () => {
@@ -376,7 +410,7 @@ export class Mesh {
 				}
 				return true;
 			},
-			30_000,
+			READY_MS,
 		).catch((error: Error) => {
 			throw new Error(`${error.message}; ${late}`);
 		});

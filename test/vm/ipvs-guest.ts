@@ -11,12 +11,8 @@ import type { LoadReport, UdpReport } from '../support/netns.js';
 import { root } from '../support/tools.js';
 import { waitFor } from '../support/wait.js';
 import { cannotUseDocker, Swarm } from '../swarm/swarm.js';
+import { answers, type Load, say, short } from './docker-mesh.js';
 import { traces } from './traces.js';
-
-const began = performance.now();
-const say = (what: string): void =>
-	void process.stderr.write(`${((performance.now() - began) / 1000).toFixed(0)} s: ${what}\n`);
-const short = (r: LoadReport) => ({ ok: r.ok, failures: r.failures, backends: r.backends, clients: r.clients });
 
 /** From a task, to the VIP of a service on its overlay network. */
 interface Inside {
@@ -120,29 +116,14 @@ async function main(): Promise<object> {
 			);
 		const load = (n: number) => swarm.load(['-n', n, '-c', 4, '-t', 20_000, ...swarm.targets(8080)]);
 		await waitFor('web to run', () => swarm.tasks('web').length === 2, 120_000, 500);
-		await waitFor(
-			'Docker’s mesh to answer',
-			async () => {
-				const r = await load(8);
-				seen.last = short(r);
-				return r.ok === 8 && Object.keys(r.backends).length === 2;
-			},
-			120_000,
-			1000,
-		);
+		const note = (r: Load) => {
+			seen.last = r;
+		};
+		await answers('Docker’s mesh', 8, async () => short(await load(8)), note);
 		seen.before = short(await load(20));
 		await waitFor('red-web to run', () => swarm.tasks('red-web').length === 2, 120_000, 500);
 		const red = await inside(swarm, 'red-web', 'red-client');
-		await waitFor(
-			'Docker’s VIP to answer',
-			async () => {
-				const r = (await red.tcp(4)) as LoadReport;
-				seen.last = r;
-				return r.ok === 4 && Object.keys(r.backends).length === 2;
-			},
-			120_000,
-			1000,
-		);
+		await answers('Docker’s VIP', 4, async () => (await red.tcp(4)) as Load, note);
 		const vip: Record<string, unknown> = {};
 		seen.vip = vip;
 		vip.address = swarm.docker(

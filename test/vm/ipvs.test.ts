@@ -4,16 +4,12 @@
  */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import type { UdpReport } from '../support/netns.js';
 import { skip } from '../support/skip.js';
 import { cannotUseDocker } from '../swarm/swarm.js';
-import { cannotUseVm, compileForGuests, runInGuest } from './vm.js';
+import { type Load, MODULES, type Opened } from './docker-mesh.js';
+import { cannotUseVm, compileForGuests, seenInGuest } from './vm.js';
 
-interface Load {
-	readonly ok: number;
-	readonly failures: Readonly<Record<string, number>>;
-	readonly backends: Readonly<Record<string, number>>;
-	readonly clients: Readonly<Record<string, number>>;
-}
 interface Seen {
 	readonly before: Load;
 	readonly attached: boolean;
@@ -24,7 +20,7 @@ interface Seen {
 	readonly leaving: Load;
 	readonly made: Load;
 	readonly after: Load;
-	readonly old: Load & { readonly connections: number; readonly requests: number; readonly moved: number };
+	readonly old: Opened;
 	readonly detach: { readonly code: number; readonly stdout: string; readonly stderr: string };
 	readonly tracesBefore: Readonly<Record<string, unknown>>;
 	readonly tracesAfter: Readonly<Record<string, unknown>>;
@@ -46,21 +42,8 @@ interface Seen {
 interface Dialled extends Load {
 	readonly peers: Readonly<Record<string, number>>;
 }
-interface Held extends Dialled {
-	readonly connections: number;
-	readonly requests: number;
-	readonly moved: number;
-}
-interface Udp {
-	readonly sent: number;
-	readonly lost: number;
-	readonly corrupt: number;
-	readonly moved: number;
-	readonly errors: Readonly<Record<string, number>>;
-	readonly backends: Readonly<Record<string, number>>;
-	readonly clients: Readonly<Record<string, number>>;
-	readonly sources: Readonly<Record<string, number>>;
-}
+type Held = Dialled & Opened;
+type Udp = Pick<UdpReport, 'sent' | 'lost' | 'corrupt' | 'moved' | 'errors' | 'backends' | 'clients' | 'sources'>;
 interface Both {
 	readonly tcp: Dialled;
 	readonly udp: Udp;
@@ -77,25 +60,8 @@ else {
 	const test = suite(name);
 	test.before(async () => {
 		const objects = await compileForGuests();
-		const { code, stdout } = await runInGuest(
-			{
-				series: '6.12',
-				modules: ['ip_vs', 'ip_vs_rr', 'xt_ipvs', 'br_netfilter', 'veth', 'bridge', 'vxlan', 'overlay'],
-				limitSeconds: 1700,
-				memoryMiB: 3072,
-			},
-			'ipvs-guest.js',
-			objects,
-		);
-		if (code !== 0) {
-			// uvu swallows what a `before` hook throws.
-			process.on('exit', () => {
-				process.exitCode = 1;
-			});
-			console.error(`\n  FAIL  ${name}: the guest exited with ${code}`);
-			throw new Error(`exit ${code}`);
-		}
-		seen = JSON.parse(stdout) as Seen;
+		const guest = { series: '6.12', modules: MODULES, limitSeconds: 1700, memoryMiB: 3072 } as const;
+		seen = await seenInGuest<Seen>(name, guest, 'ipvs-guest.js', objects);
 	});
 	const all = (what: string, l: Load, ok: number) => {
 		assert.equal(l.failures, {}, `${what}: ${JSON.stringify(l)}`);

@@ -5,18 +5,14 @@
  */
 import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { LoadReport } from '../support/netns.js';
 import { root } from '../support/tools.js';
 import { waitFor } from '../support/wait.js';
 import { IMPORT_ARGS } from '../swarm/image.js';
 import { cannotUseDocker, Swarm } from '../swarm/swarm.js';
+import { answers, type Load, say, short } from './docker-mesh.js';
 import { traces } from './traces.js';
 
 const STALE_AFTER_S = 40;
-const began = performance.now();
-const say = (what: string): void =>
-	void process.stderr.write(`${((performance.now() - began) / 1000).toFixed(0)} s: ${what}\n`);
-const short = (r: LoadReport) => ({ ok: r.ok, failures: r.failures, backends: r.backends, clients: r.clients });
 
 /** docker/stack.yaml as it is, with another configuration beside it. */
 function stackFile(directory: string): string {
@@ -44,16 +40,10 @@ async function main(): Promise<object> {
 		swarm.docker(1, 'import', ...IMPORT_ARGS, process.argv[3], 'beeline:test');
 		say('the image is there');
 		const load = (n: number) => swarm.load(['-n', n, '-c', 4, '-t', 20_000, ...swarm.targets(8080)]);
-		await waitFor(
-			'Docker’s mesh to answer',
-			async () => {
-				const r = await load(8);
-				seen.last = short(r);
-				return r.ok === 8 && Object.keys(r.backends).length === 2;
-			},
-			120_000,
-			1000,
-		);
+		const note = (r: Load) => {
+			seen.last = r;
+		};
+		await answers('Docker’s mesh', 8, async () => short(await load(8)), note);
 		seen.client = swarm.client;
 		seen.before = short(await load(20));
 		seen.tracesBefore = traces(swarm);

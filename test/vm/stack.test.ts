@@ -10,18 +10,9 @@ import { skip } from '../support/skip.js';
 import { root } from '../support/tools.js';
 import { makeAgentImage } from '../swarm/image.js';
 import { cannotUseDocker } from '../swarm/swarm.js';
-import { cannotUseVm, compileForGuests, runInGuest } from './vm.js';
+import { type Load, MODULES, type Opened } from './docker-mesh.js';
+import { cannotUseVm, compileForGuests, seenInGuest } from './vm.js';
 
-interface Load {
-	readonly ok: number;
-	readonly failures: Readonly<Record<string, number>>;
-	readonly backends: Readonly<Record<string, number>>;
-	readonly clients: Readonly<Record<string, number>>;
-}
-interface Held extends Load {
-	readonly connections: number;
-	readonly moved: number;
-}
 interface Seen {
 	readonly staleAfterS: number;
 	readonly takenOverS: number;
@@ -31,8 +22,8 @@ interface Seen {
 	readonly left: Load;
 	readonly stale: Load;
 	readonly after: Load;
-	readonly old: Held;
-	readonly made: Held;
+	readonly old: Opened;
+	readonly made: Opened;
 	readonly each: Load & { readonly connections: number };
 	readonly detach: { readonly code: number; readonly stdout: string; readonly stderr: string };
 	readonly tracesBefore: Readonly<Record<string, unknown>>;
@@ -56,26 +47,8 @@ else {
 		try {
 			cpSync(made.tar, tar);
 			rmSync(made.directory, { recursive: true, force: true });
-			const { code, stdout } = await runInGuest(
-				{
-					series: '6.12',
-					modules: ['ip_vs', 'ip_vs_rr', 'xt_ipvs', 'br_netfilter', 'veth', 'bridge', 'vxlan', 'overlay'],
-					limitSeconds: 1500,
-					memoryMiB: 4096,
-				},
-				'stack-guest.js',
-				objects,
-				tar,
-			);
-			if (code !== 0) {
-				// uvu swallows what a `before` hook throws.
-				process.on('exit', () => {
-					process.exitCode = 1;
-				});
-				console.error(`\n  FAIL  ${name}: the guest exited with ${code}`);
-				throw new Error(`exit ${code}`);
-			}
-			seen = JSON.parse(stdout) as Seen;
+			const guest = { series: '6.12', modules: MODULES, limitSeconds: 1500, memoryMiB: 4096 } as const;
+			seen = await seenInGuest<Seen>(name, guest, 'stack-guest.js', objects, tar);
 		} finally {
 			rmSync(tar, { force: true });
 		}

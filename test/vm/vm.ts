@@ -63,3 +63,17 @@ export function runInGuest(
 	});
 	return new Promise((resolve) => child.on('close', (code) => resolve({ code: code ?? -1, stdout, stderr })));
 }
+
+/** Runs a story in a guest, for a `before` hook. @returns what it printed as JSON */
+export async function seenInGuest<T>(suite: string, ...how: Parameters<typeof runInGuest>): Promise<T> {
+	const { code, stdout } = await runInGuest(...how);
+	if (code !== 0) {
+		// uvu swallows what a `before` hook throws.
+		process.on('exit', () => {
+			process.exitCode = 1;
+		});
+		console.error(`\n  FAIL  ${suite}: the guest exited with ${code}`);
+		throw new Error(`exit ${code}`);
+	}
+	return JSON.parse(stdout) as T;
+}
