@@ -242,4 +242,8 @@ test('grammar of ports, backends and agents', () => {
 	assert.throws(() => parseAgent('https://x'), /expected unix/);
 });
 
+test('config set of a key that JavaScript treats apart is refused as unknown', async (c) => {
+	await fails(run(['config', 'set', '__proto__.x', '5'], { BEELINE_AGENT: c.where }), /^__proto__: unknown key/);
+});
+
 test.run();
