@@ -365,6 +365,26 @@ test(
 );
 
 test(
+	'a network that takes the VNI of the tunnel between nodes is refused, at start and at a reload',
+	inDirectory(async (path) => {
+		writeFileSync(path('mesh.yaml'), MESH);
+		const errors: string[] = [];
+		const events = { onChange: () => undefined, onError: (e: BeelineError) => errors.push(e.message) };
+		const message = /mesh\.yaml:\d+:\d+: networks\[0\]\.vni is (5001|5002), the VNI of the tunnel between nodes/;
+		assert.match(refusal(() => openFileSource(path('mesh.yaml'), { ...events, meshVni: 5001 })).message, message);
+		const source = openFileSource(path('mesh.yaml'), { ...events, meshVni: 5002 });
+		try {
+			writeFileSync(path('mesh.yaml'), MESH.replace('5001', '5002'));
+			await until('the refusal', () => errors.length > 0);
+			assert.match(errors[0], message);
+			assert.is(source.current().networks[0].vni, 5001);
+		} finally {
+			source.close();
+		}
+	}),
+);
+
+test(
 	'a bad reload keeps what was, says why once, and is over when the file is right again',
 	inDirectory(async (path) => {
 		writeFileSync(path('mesh.yaml'), MESH);

@@ -29,6 +29,12 @@ const cases: readonly (readonly [string, object, object, RegExp])[] = [
 	['a node without address', {}, { nodes: [{ name: 'n1' }], services: [] }, /address/],
 	['a backend on an unknown node', {}, { nodes, services: [service({ backends: [{ node: 'n9' }] })] }, /n9/],
 	['a VNI out of range', { datapath: { vni: 16_777_216 } }, { nodes, services: [] }, /vni|VNI/],
+	[
+		'a network with the VNI of the tunnel between nodes',
+		{ datapath: { vni: 77 } },
+		{ nodes, services: [], networks: [{ name: 'red', subnet: '10.44.0.0/24', vni: 77 }] },
+		/mesh\.yaml:\d+:\d+: networks\[0\]\.vni is 77, the VNI of the tunnel between nodes \(datapath\.vni\): expected another$/,
+	],
 	['a missing uplink', { uplinks: ['eth7'] }, { nodes, services: [] }, /eth7/],
 	[
 		'listening beyond loopback without a token',

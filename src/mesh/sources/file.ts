@@ -740,6 +740,8 @@ export interface FileSourceEvents {
 	readonly onError: (error: BeelineError) => void;
 	/** A reading was accepted and says what the one before it said. */
 	readonly onSame?: () => void;
+	/** VNI of the tunnel between nodes: no network may have it. */
+	readonly meshVni?: number;
 }
 
 /** After the last event: lets a writer of several write(2) calls finish. */
@@ -754,12 +756,12 @@ const POLL_MS = 1000;
 export function openFileSource(file: string, events: FileSourceEvents): FileSource {
 	const full = resolve(file);
 	let stamp = stampOf(full);
-	let reading = readFile(file, full);
+	let reading = readFile(file, full, events.meshVni);
 	let error: BeelineError | undefined;
 	let timer: NodeJS.Timeout | undefined;
 	let settled: NodeJS.Immediate | undefined;
 	let noticedAt = 0;
-	const look = () => ({ stamp: stampOf(full), next: attempt(() => readFile(file, full, reading)) });
+	const look = () => ({ stamp: stampOf(full), next: attempt(() => readFile(file, full, events.meshVni, reading)) });
 	/** Read when the first event came: right where no other event follows, and the file is as it was then. */
 	let ahead: ReturnType<typeof look> | undefined;
 	let looking: NodeJS.Immediate | undefined;
@@ -866,11 +868,19 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 }
 
 /** Reads the file at a path; `file` is what it is called. @throws BeelineError */
-function readFile(file: string, path: string, before?: Reading): Reading {
+function readFile(file: string, path: string, meshVni: number | undefined, before?: Reading): Reading {
 	let fd: number | undefined;
 	try {
 		fd = openSync(path, 'r');
-		return readMesh(file, fileContent(fd), before);
+		const reading = readMesh(file, fileContent(fd), before);
+		const taken = reading.membership.networks.findIndex((n) => n.vni === meshVni);
+		if (taken < 0) return reading;
+		throw refuse(parseSource(file, readText(path, 'membership')), [
+			{
+				path: ['networks', taken, 'vni'],
+				text: `is ${meshVni}, the VNI of the tunnel between nodes (datapath.vni): expected another`,
+			},
+		]);
 	} catch (error) {
 		if (error instanceof BeelineError) throw error;
 		throw readFailed(error, path, 'membership');
