@@ -161,8 +161,9 @@ export const configSchema = z.strictObject({
 			stateFile: path.default('/var/lib/beeline/docker-plugin.json'),
 		})
 		.optional(),
+	// Not the root of the file system itself: it is everybody's, and cannot be removed.
 	pinRoot: value('an absolute path on a BPF file system', (x) =>
-		typeof x === 'string' && isAbsolute(x) ? x : undefined,
+		typeof x === 'string' && isAbsolute(x) && !['/', '/sys/fs/bpf'].includes(resolve(x)) ? x : undefined,
 	).default('/sys/fs/bpf/beeline'),
 	log: z.strictObject({ level: oneOf('trace', 'debug', 'info', 'warn', 'error').default('info') }).prefault({}),
 });
@@ -215,6 +216,9 @@ export interface Config {
 	readonly log: { readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error' };
 }
 
+/** sun_path of unix(7), less its zero. What is longer is cut by Node.js, and bound elsewhere. */
+const MAX_SOCKET_BYTES = 107;
+
 const ETCD_KEYS = ['endpoints', 'prefix', 'ca', 'cert', 'key', 'user', 'passwordFile'] as const;
 
 /** Keys that do not go together. */
@@ -257,12 +261,35 @@ export function parseConfig(file: string, content: string, host: string = hostna
 	if (!result.data) throw refuse(source, result.problems);
 	const c = result.data;
 	const problems: Problem[] = [];
+	const shown = c.http.listen.map((l) => `${l.host.includes(':') ? `[${l.host}]` : l.host}:${l.port}`);
 	for (const [i, l] of c.http.listen.entries())
 		if (!isLoopback(l.host) && c.http.tokenFile === undefined)
 			problems.push({
 				path: ['http', 'listen', i],
-				text: `is ${l.host.includes(':') ? `[${l.host}]` : l.host}:${l.port}, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1`,
+				text: `is ${shown[i]}, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1`,
 			});
+	for (const [i, l] of shown.entries())
+		if (shown.indexOf(l) !== i)
+			problems.push({ path: ['http', 'listen', i], text: `is ${l} a second time: expected each address once` });
+	for (const [key, socket] of [
+		['http', c.http.socket],
+		['dockerPlugin', c.dockerPlugin?.socket ?? ''],
+	] as const) {
+		const bytes = Buffer.byteLength(resolve(dirname(resolve(file)), socket));
+		if (bytes > MAX_SOCKET_BYTES)
+			problems.push({
+				path: [key, 'socket'],
+				text: `is ${bytes} bytes long: expected a path of at most ${MAX_SOCKET_BYTES}`,
+			});
+	}
+	if (c.datapath.keyPort === c.datapath.vxlanPort) {
+		const written = (source.data as { datapath: object }).datapath;
+		const [key, other] = 'keyPort' in written ? ['keyPort', 'vxlanPort'] : ['vxlanPort', 'keyPort'];
+		problems.push({
+			path: ['datapath', key],
+			text: `is ${c.datapath.keyPort}, as datapath.${other} is: expected another port`,
+		});
+	}
 	const { subnet } = c.gatewayBridge;
 	if (subnet !== undefined && (subnet.includes(':') || Number(subnet.split('/')[1]) > 29))
 		problems.push({

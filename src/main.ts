@@ -110,7 +110,7 @@ function program(): Command {
 		.option('--limit <n>', 'rows of each map at most', limit, 1000)
 		.action(async (o: { limit: number }, c: Command) => (await read()).entries(...(await client(c)), o.limit));
 	verb(root, 'monitor', 'packets’ verdicts, live')
-		.option('--service <name>')
+		.option('--service <name>', 'of one service')
 		.option('--verdict <name>', 'such as drop_no_backend')
 		.action(async (o: { service?: string; verdict?: string }, c: Command) =>
 			(await read()).monitor(...(await client(c)), o.service, o.verdict),
@@ -239,7 +239,7 @@ function program(): Command {
 	verb(endpoint, 'ls', 'endpoints of this node').action(endpointLs);
 	verb(root, 'endpoints', 'endpoints of this node').action(endpointLs);
 	verb(endpoint, 'attach', 'give a namespace an interface on a network')
-		.requiredOption('--network <name>')
+		.requiredOption('--network <name>', 'the network: attachable, or with --service one of that service')
 		.option('--netns <path>', 'network namespace: a path, or a name of ip netns')
 		.option('--pid <pid>', 'of a process in the namespace')
 		.option('--container <id>', 'of this node’s engine')
@@ -262,7 +262,7 @@ function program(): Command {
 		);
 	verb(root, 'demo', 'three nodes, real servers, real traffic, on this machine')
 		.allowUnknownOption()
-		.argument('[args...]')
+		.argument('[args...]', 'overlay: the walk through overlay networks instead')
 		.action(async (args: string[]) => (await import('./cli/demo.js')).demo(args));
 	verb(root, 'version', 'version of this command').action(async () => {
 		const { version } = await import('./cli/places.js');

@@ -224,6 +224,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			);
 		}
 
+		const address = membership.nodes.find((n) => n.name === config.node.name)?.address;
+		if (config.node.address !== undefined && config.node.address !== address)
+			throw new BeelineError(
+				'NO_ADDRESS',
+				`node.address is ${config.node.address}, and ${source.place} says ${config.node.name} is ${address}: make them the same`,
+			);
+
 		const secret = config.datapath.secretFile === undefined ? undefined : readSecret(config.datapath.secretFile);
 
 		const d = await openDatapath({

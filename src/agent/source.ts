@@ -73,7 +73,7 @@ export interface SourceDeps {
 export async function openSource(deps: SourceDeps, events: SourceEvents): Promise<Source> {
 	const { config } = deps;
 	const { source } = config.membership;
-	if (source === 'file') return openFile(config.membership.file, events);
+	if (source === 'file') return openFile(config.membership.file, config.datapath.vni, events);
 	if (source === 'docker') return await openDocker(deps, events);
 	return await openEtcd(deps, events);
 }
@@ -159,8 +159,8 @@ async function openEtcd(deps: SourceDeps, events: SourceEvents): Promise<Source>
 	};
 }
 
-function openFile(path: string, events: SourceEvents): Source {
-	const source = file.openFileSource(path, events);
+function openFile(path: string, meshVni: number, events: SourceEvents): Source {
+	const source = file.openFileSource(path, { ...events, meshVni });
 	return {
 		name: 'file',
 		place: path,

@@ -432,7 +432,12 @@ export function config(c: Config, local: Local | undefined, trace: boolean): Con
 			socket: c.http.socket,
 			tokenFile: c.http.tokenFile ?? null,
 		},
-		datapath: { ...c.datapath, staleAfter: formatDuration(c.datapath.staleAfter) },
+		datapath: {
+			...c.datapath,
+			staleAfter: formatDuration(c.datapath.staleAfter),
+			secretFile: c.datapath.secretFile ?? null,
+			keyInterval: formatDuration(c.datapath.keyInterval),
+		},
 		pinRoot: c.pinRoot,
 		log: { level: c.log.level },
 		trace,

@@ -1,12 +1,12 @@
 /** beeline agent: runs in the foreground until a signal ends it. */
-import { createServer } from 'node:net';
 import { pino } from 'pino';
 import { startAgent } from '../agent/agent.js';
-import { loadConfig } from '../config.js';
+import { type Config, isLoopback, loadConfig } from '../config.js';
 import { BeelineError, codeOf, sentence } from '../errors.js';
 import { createApp } from '../http/app.js';
 import { tokenFile } from '../http/guard.js';
-import { listen } from '../http/listen.js';
+import { listen, trySocket, tryTcp } from '../http/listen.js';
+import { VERDICTS } from '../loader/layout.gen.js';
 import { createPluginApp } from '../plugin/app.js';
 import { sources, version } from './places.js';
 
@@ -22,22 +22,23 @@ export function needRoot(verb: string): void {
 	}
 }
 
-/** Whether the TCP addresses are free, before anything of the node is touched. */
-async function tryListen(host: string, port: number): Promise<void> {
-	await new Promise<void>((resolve, reject) => {
-		const s = createServer();
-		s.once('error', (e: NodeJS.ErrnoException) =>
-			reject(
-				new BeelineError(
-					'LISTEN_FAILED',
-					e.code === 'EADDRINUSE'
-						? `listen on ${host}:${port}: the port is taken: set http.listen`
-						: `listen on ${host}:${port}: ${e.message}`,
-				),
-			),
-		);
-		s.listen({ host, port, exclusive: true }, () => s.close(() => resolve()));
-	});
+/**
+ * What would stop the listener, before anything of the node is touched.
+ * @returns what only a change over TCP will notice
+ */
+async function tryListener(config: Config, tcp: readonly string[]): Promise<string | undefined> {
+	const { tokenFile: file, socket, listen: addresses } = config.http;
+	const token = tokenFile(file).current();
+	if (token !== undefined && 'error' in token && addresses.some((l) => !isLoopback(l.host)))
+		throw new BeelineError('NO_TOKEN', `listening beyond loopback needs a token: ${token.error}`);
+	try {
+		await tryTcp(tcp);
+		await trySocket(socket);
+		if (config.dockerPlugin !== undefined) await trySocket(config.dockerPlugin.socket, 'dockerPlugin.socket');
+	} catch (e) {
+		throw new BeelineError('LISTEN_FAILED', sentence(e), { cause: e });
+	}
+	return token !== undefined && 'error' in token ? token.error : undefined;
 }
 
 /** @returns when the agent has ended. @throws BeelineError where it cannot start */
@@ -45,7 +46,9 @@ export async function agent(o: { readonly config: string; readonly leaveWithinMs
 	const config = loadConfig(o.config);
 	needRoot('agent');
 	const log = pino({ level: config.log.level, base: { node: config.node.name } });
-	for (const l of config.http.listen) await tryListen(l.host, l.port);
+	const tcp = config.http.listen.map((l) => `${l.host.includes(':') ? `[${l.host}]` : l.host}:${l.port}`);
+	const noToken = await tryListener(config, tcp);
+	if (noToken !== undefined) log.warn(`${noToken}: until then nothing can be changed over TCP`);
 	const stopping = new AbortController();
 	let signals = 0;
 	const onSignal = (name: string) => {
@@ -73,15 +76,12 @@ export async function agent(o: { readonly config: string; readonly leaveWithinMs
 		tokens: tokenFile(config.http.tokenFile),
 		metrics: () => a.metrics.scrape(),
 		version: ver,
+		verdicts: VERDICTS,
 		onError: (err, path) => log.error({ err, path }, 'a request failed'),
 	});
 	let server: Awaited<ReturnType<typeof listen>>;
 	try {
-		server = await listen(
-			app,
-			config.http.socket,
-			config.http.listen.map((l) => (l.host.includes(':') ? `[${l.host}]:${l.port}` : `${l.host}:${l.port}`)),
-		);
+		server = await listen(app, config.http.socket, tcp);
 	} catch (e) {
 		await a.close();
 		throw new BeelineError('LISTEN_FAILED', sentence(e), { cause: e });

@@ -38,11 +38,13 @@ function parseValue(key: string, text: string): unknown {
 }
 
 export async function configSet(client: Client, key: string, text: string): Promise<void> {
-	const body: Record<string, unknown> = {};
+	// Without a prototype: __proto__ is a key as any other, and refused as unknown.
+	const empty = (): Record<string, unknown> => Object.create(null);
+	const body = empty();
 	const steps = key.split('.');
 	let to = body;
 	for (const s of steps.slice(0, -1)) {
-		const next = {};
+		const next = empty();
 		to[s] = next;
 		to = next;
 	}

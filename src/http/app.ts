@@ -4,10 +4,12 @@ import type { Context } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import { HTTPException } from 'hono/http-exception';
 import { type AgentApi, AgentError } from '../agent/api.js';
-import { etagOf, matches } from './etag.js';
+import { etagOf, known, unchanged } from './etag.js';
 import { streamEvents } from './events.js';
 import { type Env, guard, type TokenSource } from './guard.js';
+import { expected } from './invalid.js';
 import { HttpProblem, problem } from './problem.js';
+import type { NodeView, ServiceView } from './schemas.js';
 import * as s from './schemas.js';
 
 export interface AppDeps {
@@ -16,6 +18,8 @@ export interface AppDeps {
 	/** The text of GET /metrics and its content type. */
 	readonly metrics: () => Promise<{ readonly text: string; readonly contentType: string }>;
 	readonly version: string;
+	/** Names that /v1/events can be asked for; undefined: any. */
+	readonly verdicts?: readonly string[];
 	/** Called with what answered 500. */
 	readonly onError?: (error: Error, path: string) => void;
 	/** Readers of /v1/events at once; one more is answered 503. */
@@ -25,7 +29,7 @@ export interface AppDeps {
 }
 
 const MAX_BODY_BYTES = 1 << 20;
-const JSON_TYPE = /^application\/([a-z.-]+\+)?json(;|$)/i;
+const JSON_TYPE = /^application\/([a-z.-]+\+)?json\s*(;|$)/i;
 
 const problemContent = { 'application/problem+json': { schema: s.Problem } };
 const failure = (description: string) => ({ description, content: problemContent });
@@ -51,10 +55,10 @@ const ok = <T extends z.ZodType>(schema: T, description: string) => ({
 	200: { description, content: { 'application/json': { schema } } },
 });
 const ifMatch = z.object({
-	'if-match': z
-		.string()
-		.optional()
-		.openapi({ description: 'Entity tag of the resource as it was read; 412 if it changed' }),
+	'if-match': z.string().optional().openapi({
+		description:
+			'Entity tag of the resource as it was read; 412 if it changed (what is measured, as round-trip times, aside)',
+	}),
 });
 const bearer: Record<string, string[]>[] = [{}, { bearer: [] }];
 
@@ -62,8 +66,15 @@ const named = z.object({ name: z.string().openapi({ param: { name: 'name', in: '
 const byId = z.object({
 	id: z.string().openapi({ param: { name: 'id', in: 'path' }, example: 'web~node2~172.18.0.2~80~tcp' }),
 });
+const ROWS = 'expected a whole number from 1 to 100000';
 const limited = z.object({
-	limit: z.coerce.number().int().min(1).max(100_000).default(1000).openapi({ description: 'Rows at most' }),
+	limit: z.coerce
+		.number(ROWS)
+		.int(ROWS)
+		.min(1, ROWS)
+		.max(100_000, ROWS)
+		.default(1000)
+		.openapi({ description: 'Rows at most' }),
 });
 const json = <T extends z.ZodType>(schema: T) => ({
 	required: true,
@@ -79,21 +90,33 @@ class NotModified extends Error {
 	}
 }
 
+/** Of a node and a service, what is not measured: entity tags that change by themselves would refuse every change. */
+function settingsOf(body: unknown): unknown {
+	if (typeof body !== 'object' || body === null) return body;
+	if ('rttMs' in body) {
+		const { name, address, state, backends, revision } = body as NodeView;
+		return { name, address, state, backends, revision };
+	}
+	if ('slotsInTransition' in body && 'vips' in body) {
+		const { slotsInTransition: _, vips, ...rest } = body as ServiceView;
+		return { ...rest, vips: vips.map((v) => [v.network, v.address]) };
+	}
+	return body;
+}
+
 /** Answers a resource with its entity tag; 304 where the reader has it already. */
 function tagged<T>(c: Context, body: T): T {
-	const tag = etagOf(body);
+	const tag = etagOf(body, settingsOf(body));
 	c.header('etag', tag);
-	const known = c.req.header('if-none-match');
-	if (known !== undefined && ['GET', 'HEAD'].includes(c.req.method) && matches(known, tag, true)) {
-		throw new NotModified(tag);
-	}
+	const header = c.req.header('if-none-match');
+	if (header !== undefined && ['GET', 'HEAD'].includes(c.req.method) && known(header, tag)) throw new NotModified(tag);
 	return body;
 }
 
 /** @returns whether the change is to hold only for the resource as it is now */
 function checkIfMatch(c: Context, current: unknown): boolean {
 	const header = c.req.header('if-match');
-	if (header !== undefined && !matches(header, etagOf(current), false)) {
+	if (header !== undefined && !unchanged(header, etagOf(current, settingsOf(current)))) {
 		throw new HttpProblem({
 			status: 412,
 			code: 'STALE',
@@ -119,8 +142,8 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			const issue = result.error.issues[0]!;
 			const unknown = issue.code === 'unrecognized_keys' ? [issue.keys[0]!] : [];
 			const field = [...issue.path, ...unknown].map(String).join('.');
-			const where = field === '' ? '' : `${field}: `;
-			const what = unknown.length > 0 ? 'unknown key' : issue.message;
+			const where = field === '' ? 'the body: ' : `${field}: `;
+			const what = unknown.length > 0 ? 'unknown key' : expected(issue);
 			return problem(c, { status: 422, code: 'INVALID', detail: `${where}${what}`, field });
 		},
 	});
@@ -148,9 +171,14 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 	// Before validation, which would otherwise look at a body of another type as at none.
 	app.use(async (c, next) => {
 		const route = routes.find((r) => r.method === c.req.method && r.pattern.test(c.req.path));
-		if (route?.body === true && !JSON_TYPE.test(c.req.header('content-type') ?? '')) {
+		if (route?.body !== true) return next();
+		if (!JSON_TYPE.test(c.req.header('content-type') ?? '')) {
 			return problem(c, { status: 415, code: 'NOT_JSON', detail: 'send the body as content-type: application/json' });
 		}
+		// The validator knows fewer spellings of the type than RFC 9110 has, and looks at the others as at no body.
+		const headers = new Headers(c.req.raw.headers);
+		headers.set('content-type', 'application/json');
+		c.req.raw = new Request(c.req.raw, { headers });
 		return next();
 	});
 
@@ -660,11 +688,23 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 						content: { 'text/event-stream': { schema: z.union([s.VerdictEvent, s.ReconcileEvent]) } },
 					},
 					...reading,
+					422: failure('No such verdict'),
 					503: failure('Too many readers'),
 				},
 			}),
 		),
 		(c) => {
+			const q = c.req.valid('query');
+			if (q.verdict !== undefined && deps.verdicts?.includes(q.verdict) === false) {
+				throw new HttpProblem({
+					status: 422,
+					code: 'INVALID',
+					detail: `verdict: there is no ${JSON.stringify(q.verdict)}: bpf/README.md lists them, such as drop_no_backend`,
+					field: 'verdict',
+				});
+			}
+			// Nobody reads what a HEAD would stream, so nothing would ever end it.
+			if (c.req.method === 'HEAD') return c.body(null, 200, { 'content-type': 'text/event-stream' });
 			if (readers >= (deps.maxEventReaders ?? 32)) {
 				throw new HttpProblem({
 					status: 503,
@@ -673,7 +713,6 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 				});
 			}
 			readers++;
-			const q = c.req.valid('query');
 			return streamEvents(
 				c,
 				api,

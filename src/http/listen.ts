@@ -1,5 +1,5 @@
 /** Listens for the application: the unix socket at mode 0600, and TCP addresses. */
-import { chmodSync, lstatSync, mkdirSync, unlinkSync } from 'node:fs';
+import { accessSync, chmodSync, constants, existsSync, lstatSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
@@ -35,7 +35,10 @@ function answers(path: string): Promise<boolean> {
 	});
 }
 
-function start(server: Server, where: { host: string; port: number } | { path: string }): Promise<void> {
+function start(
+	server: Server,
+	where: { host: string; port: number; ipv6Only: boolean } | { path: string },
+): Promise<void> {
 	return new Promise((resolve, reject) => {
 		server.once('error', reject);
 		server.listen(where, () => {
@@ -43,6 +46,62 @@ function start(server: Server, where: { host: string; port: number } | { path: s
 			resolve();
 		});
 	});
+}
+
+/** Node's own recursion never ends where a file system has no directories to make (/proc). */
+function makeDirectory(path: string): void {
+	if (existsSync(path)) return;
+	makeDirectory(dirname(path));
+	mkdirSync(path, { mode: 0o755 });
+}
+
+/**
+ * Whether a unix socket can be made at a path. A leftover of a dead agent is in nobody's way.
+ * @param key where the configuration names it
+ */
+export async function trySocket(path: string, key = 'http.socket'): Promise<void> {
+	const directory = dirname(path);
+	try {
+		makeDirectory(directory);
+		accessSync(directory, constants.W_OK | constants.X_OK);
+	} catch (e) {
+		const why = (e as NodeJS.ErrnoException).code ?? (e as Error).message;
+		throw new Error(`${path}: no socket can be made in ${directory} (${why}): set ${key}`);
+	}
+	const there = lstatSync(path, { throwIfNoEntry: false });
+	if (there === undefined) return;
+	if (!there.isSocket()) throw new Error(`${path}: exists and is no socket: remove it, or set ${key}`);
+	if (await answers(path)) throw new Error(`${path}: another agent answers there: stop it, or set ${key}`);
+}
+
+/** Why a TCP address cannot be listened on, and what to do. */
+function cannotListen(text: string, e: unknown): Error {
+	const { code, message } = e as NodeJS.ErrnoException;
+	const why =
+		{ EADDRINUSE: 'the port is taken', EADDRNOTAVAIL: 'this node has no such address' }[code ?? ''] ?? message;
+	return new Error(`listen on ${text}: ${why}: set http.listen`);
+}
+
+/** Whether TCP addresses are free. @throws as listen() does */
+export async function tryTcp(tcp: readonly string[]): Promise<void> {
+	const servers: Server[] = [];
+	try {
+		for (const text of tcp) {
+			const server = createServer();
+			servers.push(server);
+			await start(server, bindTo(text, tcp)).catch((e) => {
+				throw cannotListen(text, e);
+			});
+		}
+	} finally {
+		await Promise.all(servers.map((s) => new Promise((resolve) => s.close(resolve))));
+	}
+}
+
+/** [::] is both families, unless 0.0.0.0 is named with the same port. */
+function bindTo(text: string, all: readonly string[]) {
+	const { host, port } = splitListen(text);
+	return { host, port, ipv6Only: host === '::' && all.includes(`0.0.0.0:${port}`) };
 }
 
 /**
@@ -90,13 +149,8 @@ export async function listen(
 	};
 	try {
 		if (socket !== undefined) {
-			mkdirSync(dirname(socket), { recursive: true, mode: 0o755 });
-			const there = lstatSync(socket, { throwIfNoEntry: false });
-			if (there !== undefined) {
-				if (!there.isSocket()) throw new Error(`${socket}: exists and is no socket: remove it, or set ${key}`);
-				if (await answers(socket)) throw new Error(`${socket}: another agent answers there: stop it, or set ${key}`);
-				unlinkSync(socket);
-			}
+			await trySocket(socket, key);
+			rmSync(socket, { force: true });
 			// Between bind and chmod the socket must not be open to others.
 			const mask = process.umask(0o177);
 			try {
@@ -110,14 +164,9 @@ export async function listen(
 		for (const text of tcp) {
 			const server = make();
 			try {
-				await start(server, splitListen(text));
+				await start(server, bindTo(text, tcp));
 			} catch (e) {
-				const code = (e as NodeJS.ErrnoException).code;
-				throw new Error(
-					code === 'EADDRINUSE'
-						? `listen on ${text}: the port is taken: set http.listen`
-						: `listen on ${text}: ${(e as Error).message}`,
-				);
+				throw cannotListen(text, e);
 			}
 			const a = server.address();
 			if (a !== null && typeof a === 'object') {

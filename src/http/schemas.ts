@@ -4,11 +4,12 @@
  */
 import { z } from '@hono/zod-openapi';
 
-const port = z.number().int().min(1).max(65535);
+const PORT = 'expected a port from 1 to 65535';
+const port = z.number(PORT).int(PORT).min(1, PORT).max(65535, PORT);
 const protocol = z.enum(['tcp', 'udp']);
 const instant = z.string().describe('RFC 3339, UTC');
 const duration = z
-	.string()
+	.string('expected a duration such as 60s or 2h15m')
 	.regex(/^(\d+(ms|s|m|h|d))+$/, 'expected a duration such as 60s or 2h15m')
 	.describe('Go-style duration: 60s, 2h15m');
 const ipOrPrefix = z.string().min(2).max(49);
@@ -242,21 +243,25 @@ export const PublishedPort = z
 	.strictObject({ published: port, target: port, protocol: protocol.default('tcp') })
 	.openapi('PublishedPort', { example: { published: 8080, target: 80, protocol: 'tcp' } });
 
+const TABLE_SIZE = 'expected auto or a power of two from 1024 to 131072';
 const optionFields = {
 	returnPath: z.enum(['auto', 'dsr', 'tunnel']),
 	affinity: z.enum(['none', 'client-ip']),
 	tracking: z.enum(['auto', 'always', 'none']),
 	trackingWindow: duration,
 	udpWindow: duration,
-	tableSize: z.union([
-		z.literal('auto'),
-		z
-			.number()
-			.int()
-			.min(1024)
-			.max(131072)
-			.refine((n) => (n & (n - 1)) === 0, 'expected auto or a power of two from 1024 to 131072'),
-	]),
+	tableSize: z.union(
+		[
+			z.literal('auto'),
+			z
+				.number()
+				.int(TABLE_SIZE)
+				.min(1024, TABLE_SIZE)
+				.max(131072, TABLE_SIZE)
+				.refine((n) => (n & (n - 1)) === 0, TABLE_SIZE),
+		],
+		TABLE_SIZE,
+	),
 	drainTimeout: duration,
 	addresses: z.array(ipOrPrefix),
 	allow: z.array(ipOrPrefix),
@@ -590,6 +595,9 @@ export const Config = z
 			maxFlows: z.number().int(),
 			maxTracked: z.number().int(),
 			maxHalfOpen: z.number().int(),
+			secretFile: z.string().nullable().describe('Encrypted networks'),
+			keyPort: port,
+			keyInterval: duration,
 		}),
 		pinRoot: z.string(),
 		log: z.object({ level }),
@@ -611,6 +619,9 @@ export const Config = z
 				maxFlows: 524288,
 				maxTracked: 262144,
 				maxHalfOpen: 65536,
+				secretFile: null,
+				keyPort: 7982,
+				keyInterval: '12h',
 			},
 			pinRoot: '/sys/fs/bpf/beeline',
 			log: { level: 'info' },

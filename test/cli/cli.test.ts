@@ -242,4 +242,27 @@ test('grammar of ports, backends and agents', () => {
 	assert.throws(() => parseAgent('https://x'), /expected unix/);
 });
 
+test('the README names every verb and every flag', async () => {
+	const readme = readFileSync(join(dirname(bin), '../README.md'), 'utf8');
+	const table = readme.slice(readme.indexOf('## The command'), readme.indexOf('## Limits'));
+	const help = async (verbs: readonly string[]): Promise<void> => {
+		const { stdout } = await run([...verbs, '--help'], {});
+		const own = stdout.split(/\n(?:Global Options|Commands):\n/)[0]!;
+		for (const [, flag] of own.matchAll(/^ {2}(?:-\w, )?(--[\w-]+)/gm))
+			if (!['--help', '--version', '--output'].includes(flag!))
+				assert.ok(table.includes(flag!), `${verbs.join(' ')} ${flag} is not in the README`);
+		const commands = /\nCommands:\n([\s\S]*?)(\n\n|$)/.exec(stdout)?.[1] ?? '';
+		const names = [...commands.matchAll(/^ {2}(\w+)/gm)].map((m) => m[1]!).filter((n) => n !== 'help');
+		for (const name of names) assert.match(table, new RegExp(`\\b${name}\\b`));
+		await Promise.all(names.map((name) => help([...verbs, name])));
+	};
+	await help([]);
+	const root = (await run(['--help'], {})).stdout;
+	assert.match(root, /\n {2}monitor/);
+});
+
+test('config set of a key that JavaScript treats apart is refused as unknown', async (c) => {
+	await fails(run(['config', 'set', '__proto__.x', '5'], { BEELINE_AGENT: c.where }), /^__proto__: unknown key/);
+});
+
 test.run();

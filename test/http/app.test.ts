@@ -26,6 +26,7 @@ function setUp(tokens: typeof secret | typeof none = secret) {
 		tokens,
 		metrics: async () => ({ text: 'beeline_build_info 1\n', contentType: 'text/plain; version=0.0.4' }),
 		version: '0.1.0',
+		verdicts: ['encap_node', 'drop_denied'],
 		onError: (e) => errors.push(e),
 		eventQueue: 4,
 		heartbeatMs: 30,
@@ -197,6 +198,65 @@ test('bodies: malformed is 400, not JSON 415, over 1 MiB 413, invalid 422 with t
 	await isProblem(await ask(UNIX, 'GET', '/v1/flows?limit=0'), 422, 'INVALID', 'limit');
 });
 
+test('a refused value is told in words: what was expected there', async () => {
+	const { ask } = setUp();
+	const table: [string, string, unknown, string][] = [
+		['PATCH', '/v1/services/web', null, 'the body: expected a JSON object'],
+		['PATCH', '/v1/services/web', { options: { returnPath: 'x' } }, 'options.returnPath: expected auto, dsr or tunnel'],
+		[
+			'PATCH',
+			'/v1/services/web',
+			{ options: { tableSize: 1000 } },
+			'options.tableSize: expected auto or a power of two from 1024 to 131072',
+		],
+		[
+			'PATCH',
+			'/v1/services/web',
+			{ options: { tableSize: 'big' } },
+			'options.tableSize: expected auto or a power of two from 1024 to 131072',
+		],
+		[
+			'PATCH',
+			'/v1/services/web',
+			{ options: { trackingWindow: 60 } },
+			'options.trackingWindow: expected a duration such as 60s or 2h15m',
+		],
+		['PATCH', '/v1/services/web', { options: { allow: '::/0' } }, 'options.allow: expected a list'],
+		['PATCH', '/v1/services/web', { options: { enable: 'yes' } }, 'options.enable: expected true or false'],
+		[
+			'POST',
+			'/v1/services',
+			{ name: 'x', ports: [{ published: 70000, target: 80 }] },
+			'ports.0.published: expected a port from 1 to 65535',
+		],
+		['POST', '/v1/services', { ports: [{ published: 80, target: 80 }] }, 'name: is missing: expected a text'],
+		['GET', '/v1/flows?limit=abc', undefined, 'limit: expected a whole number from 1 to 100000'],
+		['GET', '/v1/entries?limit=100001', undefined, 'limit: expected a whole number from 1 to 100000'],
+		['GET', '/v1/events?verdicts=maybe', undefined, 'verdicts: expected true or false'],
+	];
+	for (const [method, path, body, detail] of table) {
+		const res = await ask(UNIX, method, path, body);
+		assert.is(res.status, 422, path);
+		assert.is(((await res.json()) as { detail: string }).detail, detail);
+	}
+});
+
+test('the type of a body is read as RFC 9110 writes it', async () => {
+	const { ask } = setUp();
+	for (const type of [
+		'Application/JSON',
+		'application/json ; charset=utf-8',
+		'application/json;',
+		'application/a+json',
+	]) {
+		const res = await ask(UNIX, 'PATCH', '/v1/config', { datapath: { staleAfter: '7s' } }, { 'content-type': type });
+		assert.is(res.status, 200, type);
+		const left = await ask(UNIX, 'PATCH', '/v1/config', { colour: 'red' }, { 'content-type': type });
+		await isProblem(left, 422, 'INVALID', 'colour');
+	}
+	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', {}, { 'content-type': 'application/jsonx' }), 415, 'NOT_JSON');
+});
+
 test('changes: options, configuration, create, remove, drain', async () => {
 	const { ask, api } = setUp();
 	let res = await ask(UNIX, 'PATCH', '/v1/services/web', { options: { returnPath: 'dsr' } });
@@ -242,6 +302,25 @@ test('entity tags: 304 for what is known, 412 for a stale change, and a changed 
 	await isProblem(await ask(UNIX, 'DELETE', '/v1/services/web', undefined, { 'if-match': first }), 412, 'STALE');
 	await isProblem(await ask(UNIX, 'PATCH', '/v1/config', { trace: true }, { 'if-match': '"x"' }), 412, 'STALE');
 	assert.is((await ask(UNIX, 'PATCH', '/v1/config', { trace: true }, { 'if-match': '*' })).status, 200);
+});
+
+test('what is measured makes no change stale: round-trip times, slots in transition', async () => {
+	const { ask, api } = setUp();
+	const tag = async (path: string) => (await ask(UNIX, 'GET', path)).headers.get('etag')!;
+	const [nodes, services] = [api.nodes(), api.services()];
+	const [node, service] = [await tag('/v1/nodes/node2'), await tag('/v1/services/web')];
+	api.nodes = () => nodes.map((n) => ({ ...n, rttMs: 7.25, reachable: false, digest: 'another' }));
+	api.services = () => services.map((one) => ({ ...one, slotsInTransition: 99 }));
+	assert.is.not(await tag('/v1/nodes/node2'), node, 'a strong tag is of every byte');
+	assert.is.not(await tag('/v1/services/web'), service);
+	assert.is((await ask(UNIX, 'POST', '/v1/nodes/node2/drain', undefined, { 'if-match': node })).status, 200);
+	const change = { options: { prefer: 'local' } };
+	assert.is((await ask(UNIX, 'PATCH', '/v1/services/web', change, { 'if-match': service })).status, 200);
+	api.nodes = () => nodes.map((n) => ({ ...n, state: 'drained' }));
+	const stale = await ask(UNIX, 'POST', '/v1/nodes/node2/drain', undefined, { 'if-match': node });
+	await isProblem(stale, 412, 'STALE');
+	for (const other of [`W/${node}`, node.replaceAll('"', ''), `"${'x'.repeat(22)}"`])
+		await isProblem(await ask(UNIX, 'POST', '/v1/nodes/node2/undrain', undefined, { 'if-match': other }), 412, 'STALE');
 });
 
 test('If-Match reaches the source, which may know of a change that the agent does not see yet', async () => {
@@ -400,6 +479,20 @@ test('a third reader of events is refused while two are connected', async () => 
 	await isProblem(await ask(UNIX, 'GET', '/v1/events'), 503, 'TOO_MANY_READERS');
 	await a.body!.cancel();
 	await b.body!.cancel();
+});
+
+test('HEAD of the events takes no reader’s place, and a verdict that does not exist is refused', async () => {
+	const { ask, api } = setUp();
+	for (let i = 0; i < 4; i++) {
+		const res = await ask(UNIX, 'HEAD', '/v1/events');
+		assert.is(res.status, 200);
+		assert.match(res.headers.get('content-type') ?? '', /^text\/event-stream/);
+	}
+	assert.is(api.listeners.size, 0);
+	await isProblem(await ask(UNIX, 'GET', '/v1/events?verdict=drop_denid'), 422, 'INVALID', 'verdict');
+	const res = await ask(UNIX, 'GET', '/v1/events?verdict=drop_denied');
+	assert.is(res.status, 200);
+	await res.body!.cancel();
 });
 
 test('listening: the socket has mode 0600 and changes without a token, TCP reads; a living socket is not taken over', async () => {

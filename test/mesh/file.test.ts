@@ -262,7 +262,26 @@ test('what is not YAML, or empty, is refused', () => {
 		refusal(() => parseMembership('mesh.yaml', 'nodes: []')).message,
 		/nodes is a list: expected at least one node$/,
 	);
+	assert.is(
+		refusal(() => parseMembership('mesh.yaml', `${MESH}---\nnodes: []\n`)).message,
+		'mesh.yaml:16:1: not YAML: a second document begins: expected one',
+	);
+	const nested = ['a: &a [x, x, x, x, x, x, x, x, x, x]'];
+	for (const [i, of] of ['a', 'b', 'c', 'd'].entries())
+		nested.push(`${'bcde'[i]}: &${'bcde'[i]} [${Array(10).fill(`*${of}`).join(', ')}]`);
+	assert.is(
+		refusal(() => parseMembership('mesh.yaml', nested.join('\n'))).message,
+		'mesh.yaml:1:1: not YAML: its aliases (*name) stand for too much: expected the values themselves',
+	);
 });
+
+test(
+	'a directory in place of a file is called one',
+	inDirectory((path) => {
+		const e = refusal(() => loadConfig(path('.')));
+		assert.match(e.message, /^read configuration .*: it is a directory: name a file in it$/);
+	}),
+);
 
 test('one port on two addresses, or on one address beside all, is no conflict', () => {
 	const with2 = (a: string, b: string) =>
@@ -339,6 +358,26 @@ test(
 			assert.is(source.current().nodes, nodes);
 			assert.equal(errors, []);
 			assert.ok(Math.min(...latencies) < 50, `ms: ${latencies.join(' ')}`);
+		} finally {
+			source.close();
+		}
+	}),
+);
+
+test(
+	'a network that takes the VNI of the tunnel between nodes is refused, at start and at a reload',
+	inDirectory(async (path) => {
+		writeFileSync(path('mesh.yaml'), MESH);
+		const errors: string[] = [];
+		const events = { onChange: () => undefined, onError: (e: BeelineError) => errors.push(e.message) };
+		const message = /mesh\.yaml:\d+:\d+: networks\[0\]\.vni is (5001|5002), the VNI of the tunnel between nodes/;
+		assert.match(refusal(() => openFileSource(path('mesh.yaml'), { ...events, meshVni: 5001 })).message, message);
+		const source = openFileSource(path('mesh.yaml'), { ...events, meshVni: 5002 });
+		try {
+			writeFileSync(path('mesh.yaml'), MESH.replace('5001', '5002'));
+			await until('the refusal', () => errors.length > 0);
+			assert.match(errors[0], message);
+			assert.is(source.current().networks[0].vni, 5001);
 		} finally {
 			source.close();
 		}
@@ -440,7 +479,7 @@ test(
 			'NOT_FOUND',
 			'CONFLICT',
 			'CONFLICT',
-			'INVALID_CONFIG nodes[2].address',
+			'INVALID_CONFIG address',
 			'CONFLICT',
 			'CONFLICT',
 		]);
@@ -470,6 +509,42 @@ test(
 			).message,
 			/tcp\/8080, which service web publishes already/,
 		);
+	}),
+);
+
+test(
+	'what is refused of a new item, or of a change, is named as it was sent: no line of a file that was not written',
+	inDirectory((path) => {
+		const file = path('mesh.yaml');
+		writeFileSync(file, ONE);
+		const port = { published: 81, target: 81, protocol: 'tcp' as const };
+		for (const [act, field, message] of [
+			[
+				() => createService(file, { name: 'x', ports: [{ ...port, published: 8080 }], backends: [] }),
+				'ports[0].published',
+				'ports[0].published is tcp/8080, which service web publishes already: expected each published port once per protocol and address',
+			],
+			[
+				() => createService(file, { name: 'x', ports: [port], backends: [{ node: 'node9' }] }),
+				'backends[0].node',
+				'backends[0].node is "node9", which is no node: expected one of node1',
+			],
+			[
+				() => addNode(file, { name: 'node2', address: '127.0.0.1' }),
+				'address',
+				'address is "127.0.0.1": expected an IPv4 address such as 10.0.0.1',
+			],
+			[
+				() => changeService(file, 'web', { backends: { add: [{ node: 'node9' }] } }),
+				'backends[3].node',
+				'backends[3].node is "node9", which is no node: expected one of node1',
+			],
+		] as const) {
+			const e = refusal(act);
+			assert.is(e.message, message);
+			assert.is(e.field, field);
+		}
+		assert.is(readFileSync(file, 'utf8'), ONE);
 	}),
 );
 
@@ -627,6 +702,26 @@ for (const [what, text, message] of [
 		'a relative pinRoot',
 		'pinRoot: beeline',
 		'b.yaml:1:10: pinRoot is "beeline": expected an absolute path on a BPF file system',
+	],
+	[
+		'the root of the BPF file system as pinRoot',
+		'pinRoot: /sys/fs/bpf/',
+		'b.yaml:1:10: pinRoot is "/sys/fs/bpf/": expected an absolute path on a BPF file system',
+	],
+	[
+		'an address to listen on twice',
+		'http: { listen: ["127.0.0.1:7980", "127.0.0.1:7980"] }',
+		'b.yaml:1:36: http.listen[1] is 127.0.0.1:7980 a second time: expected each address once',
+	],
+	[
+		'a socket whose path is too long for the kernel',
+		`http: { socket: /run/${'x'.repeat(110)} }`,
+		'b.yaml:1:17: http.socket is 115 bytes long: expected a path of at most 107',
+	],
+	[
+		'one port for VXLAN and for keys',
+		'datapath: { keyPort: 4789 }',
+		'b.yaml:1:22: datapath.keyPort is 4789, as datapath.vxlanPort is: expected another port',
 	],
 	[
 		'an uplink named twice',

@@ -29,12 +29,54 @@ const cases: readonly (readonly [string, object, object, RegExp])[] = [
 	['a node without address', {}, { nodes: [{ name: 'n1' }], services: [] }, /address/],
 	['a backend on an unknown node', {}, { nodes, services: [service({ backends: [{ node: 'n9' }] })] }, /n9/],
 	['a VNI out of range', { datapath: { vni: 16_777_216 } }, { nodes, services: [] }, /vni|VNI/],
+	[
+		'a network with the VNI of the tunnel between nodes',
+		{ datapath: { vni: 77 } },
+		{ nodes, services: [], networks: [{ name: 'red', subnet: '10.44.0.0/24', vni: 77 }] },
+		/mesh\.yaml:\d+:\d+: networks\[0\]\.vni is 77, the VNI of the tunnel between nodes \(datapath\.vni\): expected another$/,
+	],
 	['a missing uplink', { uplinks: ['eth7'] }, { nodes, services: [] }, /eth7/],
 	[
 		'listening beyond loopback without a token',
 		{ http: { listen: ['0.0.0.0:7980'] } },
 		{ nodes, services: [] },
 		/token/,
+	],
+	[
+		'listening beyond loopback with a token file that is not there',
+		{ http: { listen: ['192.168.78.1:7980'], tokenFile: '/nonexistent/token' } },
+		{ nodes, services: [] },
+		/beyond loopback needs a token: token file \/nonexistent\/token cannot be read/,
+	],
+	[
+		'an address to listen on that is not this node’s',
+		{ http: { listen: ['127.0.0.1:7980', '[fd99::1]:7980'], tokenFile: '/etc/passwd' } },
+		{ nodes, services: [] },
+		/^listen on \[fd99::1\]:7980: this node has no such address: set http\.listen$/,
+	],
+	[
+		'a socket where no directory can be made',
+		{ http: { socket: '/proc/none/beeline.sock' } },
+		{ nodes, services: [] },
+		/no socket can be made in \/proc\/none \(ENOENT\): set http\.socket$/,
+	],
+	[
+		'a file where the socket should be',
+		{ http: { socket: '/etc/passwd' } },
+		{ nodes, services: [] },
+		/^\/etc\/passwd: exists and is no socket: remove it, or set http\.socket$/,
+	],
+	[
+		'a socket whose path is too long',
+		{ http: { socket: `/tmp/${'x'.repeat(120)}` } },
+		{ nodes, services: [] },
+		/beeline\.yaml:\d+:\d+: http\.socket is 125 bytes long/,
+	],
+	[
+		'a node whose address the membership does not know',
+		{ node: { name: 'n1', address: '192.168.78.77' } },
+		{ nodes, services: [] },
+		/^node\.address is 192\.168\.78\.77, and .*mesh\.yaml says n1 is 192\.168\.78\.1: make them the same$/,
 	],
 ];
 
@@ -118,6 +160,56 @@ scenario(
 			assert.is(result.stderr.trim().split('\n').length, 1, result.stderr);
 			assert.match(result.stderr, /clang/);
 			assert.not(existsSync(net.pinRoot('n1')), 'no pin is left');
+		});
+
+		test('a second agent, on the same socket or port, is refused before it touches anything; the first goes on', async ({
+			net,
+		}) => {
+			const first = new Agent(net, 'n1', { http: { listen: ['127.0.0.1:7980'] } });
+			first.writeConfig();
+			first.writeMesh({ nodes, services: [] });
+			await first.start();
+			const config = (http: object, pinRoot: string) => {
+				const file = join(net.directory, 'second.yaml');
+				const membership = { source: 'file', file: first.meshFile };
+				writeFileSync(file, JSON.stringify({ node: { name: 'n1' }, membership, http, pinRoot }));
+				return file;
+			};
+			const other = `${net.pinRoot('n1')}-second`;
+			const free = join(net.directory, 'second.sock');
+			for (const [http, pinRoot, expected] of [
+				[{ listen: [], socket: first.socket }, other, /another agent answers there: stop it, or set http\.socket$/],
+				[
+					{ listen: ['127.0.0.1:7980'], socket: free },
+					other,
+					/^listen on 127\.0\.0\.1:7980: the port is taken: set http\.l/,
+				],
+				[{ listen: [], socket: free }, net.pinRoot('n1'), /another process works on it .*: stop it first, or choose/],
+			] as const) {
+				const result = await net.execAsync('n1', [beeline, 'agent', '--config', config(http, pinRoot)], {
+					mayFail: true,
+					env: { BEELINE_NO_BUILD: '1' },
+				});
+				assert.is(result.code, 1, result.stdout + result.stderr);
+				assert.is(result.stderr.trim().split('\n').length, 1, result.stderr);
+				assert.match(result.stderr.trim(), expected);
+				assert.not(existsSync(other), 'no pin is left');
+				assert.is((await first.status()).ready, true);
+			}
+			await first.detach();
+			assert.not(existsSync(net.pinRoot('n1')), 'no pin is left');
+		});
+
+		test('both families on one port, each named', async ({ net }) => {
+			const file = join(net.directory, 'token');
+			writeFileSync(file, 'sesame\n');
+			const agent = new Agent(net, 'n1', { http: { listen: ['0.0.0.0:7980', '[::]:7980'], tokenFile: file } });
+			agent.writeConfig();
+			agent.writeMesh({ nodes, services: [] });
+			await agent.start();
+			for (const host of ['127.0.0.1', '[::1]'])
+				assert.is(net.exec('n1', ['curl', '-fsS', `http://${host}:7980/healthz`]).stdout, '{"ok":true}');
+			await agent.detach();
 		});
 
 		test('a bad reload keeps the running state, says so, and a good one heals it', async ({ net }) => {

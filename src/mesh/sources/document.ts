@@ -214,7 +214,9 @@ export function parseSource(file: string, content: string): Source {
 		const error = d.errors[0];
 		if (error) {
 			const at = lines.linePos(error.pos[0]);
-			throw new BeelineError('BAD_YAML', `${file}:${at.line}:${at.col}: not YAML: ${error.message.split('\n')[0]}`);
+			const why =
+				error.code === 'MULTIPLE_DOCS' ? 'a second document begins: expected one' : error.message.split('\n')[0];
+			throw new BeelineError('BAD_YAML', `${file}:${at.line}:${at.col}: not YAML: ${why}`);
 		}
 		doc = d;
 		return d;
@@ -228,7 +230,18 @@ export function parseSource(file: string, content: string): Source {
 			data = undefined;
 		}
 	}
-	if (data === undefined) data = build().toJS({ maxAliasCount: 1000 });
+	if (data === undefined) {
+		const d = build();
+		try {
+			data = d.toJS({ maxAliasCount: 1000 });
+		} catch (e) {
+			if (!(e instanceof ReferenceError)) throw e;
+			throw new BeelineError(
+				'BAD_YAML',
+				`${file}:1:1: not YAML: its aliases (*name) stand for too much: expected the values themselves`,
+			);
+		}
+	}
 	return {
 		file,
 		text: content,
@@ -334,6 +347,8 @@ export function readText(file: string, what: string): string {
 }
 
 export function readFailed(error: unknown, file: string, what: string): BeelineError {
-	const why = codeOf(error) === 'ENOENT' ? 'it does not exist' : (error as Error).message;
+	const why =
+		{ ENOENT: 'it does not exist', EISDIR: 'it is a directory: name a file in it' }[codeOf(error)] ??
+		(error as Error).message;
 	return new BeelineError('READ_FAILED', `read ${what} ${file}: ${why}`, { cause: error });
 }

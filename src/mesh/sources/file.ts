@@ -740,6 +740,8 @@ export interface FileSourceEvents {
 	readonly onError: (error: BeelineError) => void;
 	/** A reading was accepted and says what the one before it said. */
 	readonly onSame?: () => void;
+	/** VNI of the tunnel between nodes: no network may have it. */
+	readonly meshVni?: number;
 }
 
 /** After the last event: lets a writer of several write(2) calls finish. */
@@ -754,12 +756,12 @@ const POLL_MS = 1000;
 export function openFileSource(file: string, events: FileSourceEvents): FileSource {
 	const full = resolve(file);
 	let stamp = stampOf(full);
-	let reading = readFile(file, full);
+	let reading = readFile(file, full, events.meshVni);
 	let error: BeelineError | undefined;
 	let timer: NodeJS.Timeout | undefined;
 	let settled: NodeJS.Immediate | undefined;
 	let noticedAt = 0;
-	const look = () => ({ stamp: stampOf(full), next: attempt(() => readFile(file, full, reading)) });
+	const look = () => ({ stamp: stampOf(full), next: attempt(() => readFile(file, full, events.meshVni, reading)) });
 	/** Read when the first event came: right where no other event follows, and the file is as it was then. */
 	let ahead: ReturnType<typeof look> | undefined;
 	let looking: NodeJS.Immediate | undefined;
@@ -866,11 +868,19 @@ export function openFileSource(file: string, events: FileSourceEvents): FileSour
 }
 
 /** Reads the file at a path; `file` is what it is called. @throws BeelineError */
-function readFile(file: string, path: string, before?: Reading): Reading {
+function readFile(file: string, path: string, meshVni: number | undefined, before?: Reading): Reading {
 	let fd: number | undefined;
 	try {
 		fd = openSync(path, 'r');
-		return readMesh(file, fileContent(fd), before);
+		const reading = readMesh(file, fileContent(fd), before);
+		const taken = reading.membership.networks.findIndex((n) => n.vni === meshVni);
+		if (taken < 0) return reading;
+		throw refuse(parseSource(file, readText(path, 'membership')), [
+			{
+				path: ['networks', taken, 'vni'],
+				text: `is ${meshVni}, the VNI of the tunnel between nodes (datapath.vni): expected another`,
+			},
+		]);
 	} catch (error) {
 		if (error instanceof BeelineError) throw error;
 		throw readFailed(error, path, 'membership');
@@ -957,17 +967,33 @@ function setValue(doc: Document, map: YAMLMap, key: string, v: unknown): void {
  * was not touched stay.
  * @throws BeelineError NOT_FOUND, CONFLICT, INVALID_CONFIG, WRITE_FAILED
  */
-function edit(file: string, change: (doc: Document, membership: Membership) => void): Membership {
+function edit(file: string, change: (doc: Document, membership: Membership) => string | undefined): Membership {
 	const source = parseSource(file, readText(file, 'membership'));
 	const before = membershipOf(source);
 	const doc = source.doc();
-	change(doc, before);
+	const item = change(doc, before);
 	const text = /^\s*\{/.test(source.text)
 		? `${JSON.stringify(doc.toJS(), null, '\t')}\n`
 		: doc.toString({ lineWidth: 0, flowCollectionPadding: true });
-	const after = parseMembership(file, text);
+	let after: Membership;
+	try {
+		after = parseMembership(file, text);
+	} catch (e) {
+		throw item === undefined ? e : ofItem(e, item);
+	}
 	if (text !== source.text) writeAtomically(file, text);
 	return after;
+}
+
+/** A refusal as who sent the item must read it: the line and the index are of a text that was never written. */
+function ofItem(e: unknown, item: string): unknown {
+	if (!(e instanceof BeelineError) || e.code !== 'INVALID_CONFIG' || !e.field?.startsWith(`${item}.`)) return e;
+	const skip = item.length + 1;
+	const at = e.message.indexOf(e.field);
+	return new BeelineError(e.code, at < 0 ? e.message : e.message.slice(at + skip), {
+		field: e.field.slice(skip),
+		cause: e,
+	});
 }
 
 /** @throws BeelineError INVALID_CONFIG with `field` */
@@ -1035,6 +1061,7 @@ export function changeService(file: string, service: string, change: ServiceChan
 		}
 		for (const key of ['ports', 'backends'] as const)
 			if (after[key] !== before[key]) setItems(doc, item, key, before[key] ?? [], after[key] ?? []);
+		return `services[${m.services.findIndex((s) => s.name === service)}]`;
 	});
 }
 
@@ -1080,7 +1107,8 @@ export function setNodeDrained(file: string, node: string, drained: boolean): Me
 	});
 }
 
-function append(doc: Document, key: string, v: unknown): void {
+/** @returns where it is in the document: `services[3]` */
+function append(doc: Document, key: string, v: unknown): string {
 	const list = listOf(doc, key);
 	const node = doc.createNode(v) as YAMLMap;
 	const last = list.items.at(-1);
@@ -1088,6 +1116,7 @@ function append(doc: Document, key: string, v: unknown): void {
 	if (isMap(last)) node.flow = last.flow;
 	else list.flow = false;
 	list.add(node);
+	return `${key}[${list.items.length - 1}]`;
 }
 
 /** @throws BeelineError CONFLICT, INVALID_CONFIG */
@@ -1095,7 +1124,7 @@ export function addNode(file: string, node: { readonly name: string; readonly ad
 	return edit(file, (doc) => {
 		if (itemOf(doc, 'nodes', node.name))
 			throw new BeelineError('CONFLICT', `node ${node.name} exists already: remove it first`);
-		append(doc, 'nodes', { name: node.name, address: node.address });
+		return append(doc, 'nodes', { name: node.name, address: node.address });
 	});
 }
 
@@ -1137,14 +1166,13 @@ export interface NewService {
 	}[];
 }
 
-/** @throws BeelineError CONFLICT where it exists or the file names several nodes; INVALID_CONFIG */
 /** @throws BeelineError REFUSED where several nodes share the file, CONFLICT, INVALID_CONFIG */
 export function createNetwork(file: string, network: Readonly<Record<string, unknown>> & { name: string }): Membership {
 	return edit(file, (doc, m) => {
 		refuseShared(file, m, `create network ${network.name}`);
 		if (m.networks.some((n) => n.name === network.name))
 			throw new BeelineError('CONFLICT', `network ${network.name} exists already: remove it, or choose another name`);
-		append(doc, 'networks', JSON.parse(JSON.stringify(network)));
+		return append(doc, 'networks', JSON.parse(JSON.stringify(network)));
 	});
 }
 
@@ -1158,12 +1186,13 @@ export function removeNetwork(file: string, name: string): Membership {
 	});
 }
 
+/** @throws BeelineError CONFLICT where it exists or the file names several nodes; INVALID_CONFIG with `field` */
 export function createService(file: string, service: NewService): Membership {
 	return edit(file, (doc, m) => {
 		refuseShared(file, m, `create service ${service.name}`);
 		if (m.services.some((s) => s.name === service.name))
 			throw new BeelineError('CONFLICT', `service ${service.name} exists already: remove it, or choose another name`);
-		append(doc, 'services', JSON.parse(JSON.stringify(service)));
+		return append(doc, 'services', JSON.parse(JSON.stringify(service)));
 	});
 }
 
