@@ -215,6 +215,9 @@ export interface Config {
 	readonly log: { readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error' };
 }
 
+/** sun_path of unix(7) less its zero: libuv cuts off what is longer, and listens elsewhere without a word. */
+const MAX_SOCKET_PATH = 107;
+
 const ETCD_KEYS = ['endpoints', 'prefix', 'ca', 'cert', 'key', 'user', 'passwordFile'] as const;
 
 /** Keys that do not go together. */
@@ -277,9 +280,19 @@ export function parseConfig(file: string, content: string, host: string = hostna
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)
 			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });
+	const at = (p: string) => resolve(dirname(resolve(file)), p);
+	const sockets: readonly (readonly [string, string])[] = [
+		['http', at(c.http.socket)],
+		...(c.dockerPlugin === undefined ? [] : [['dockerPlugin', c.dockerPlugin.socket] as const]),
+	];
+	for (const [of, path] of sockets)
+		if (Buffer.byteLength(path) > MAX_SOCKET_PATH)
+			problems.push({
+				path: [of, 'socket'],
+				text: `is ${Buffer.byteLength(path)} bytes long: expected a path of ${MAX_SOCKET_PATH} at most`,
+			});
 	problems.push(...membershipProblems(c.membership, source.data));
 	if (problems.length > 0) throw refuse(source, problems);
-	const at = (p: string) => resolve(dirname(resolve(file)), p);
 	return {
 		file: resolve(file),
 		node: { ...c.node, name: c.node.name ?? host },

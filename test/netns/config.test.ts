@@ -29,6 +29,19 @@ const cases: readonly (readonly [string, object, object, RegExp])[] = [
 	['a node without address', {}, { nodes: [{ name: 'n1' }], services: [] }, /address/],
 	['a backend on an unknown node', {}, { nodes, services: [service({ backends: [{ node: 'n9' }] })] }, /n9/],
 	['a VNI out of range', { datapath: { vni: 16_777_216 } }, { nodes, services: [] }, /vni|VNI/],
+	[
+		'a socket path that the kernel would cut off',
+		{ http: { socket: `/run/${'x'.repeat(110)}` } },
+		{ nodes, services: [] },
+		/socket.*107/,
+	],
+	['an uplink without the node’s address', { uplinks: ['t1'] }, { nodes, services: [] }, /t1.*name the uplink/],
+	[
+		'another address than the membership’s',
+		{ node: { name: 'n1', address: '192.168.78.9' } },
+		{ nodes, services: [] },
+		/make them the same/,
+	],
 	['a missing uplink', { uplinks: ['eth7'] }, { nodes, services: [] }, /eth7/],
 	[
 		'listening beyond loopback without a token',
