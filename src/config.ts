@@ -304,9 +304,9 @@ export function parseConfig(file: string, content: string, host: string = hostna
 	for (const [i, u] of (c.uplinks ?? []).entries())
 		if (c.uplinks?.indexOf(u) !== i)
 			problems.push({ path: ['uplinks', i], text: `is ${u} a second time: expected each uplink once` });
+	const at = (p: string) => resolve(dirname(resolve(file)), p);
 	problems.push(...membershipProblems(c.membership, source.data));
 	if (problems.length > 0) throw refuse(source, problems);
-	const at = (p: string) => resolve(dirname(resolve(file)), p);
 	return {
 		file: resolve(file),
 		node: { ...c.node, name: c.node.name ?? host },

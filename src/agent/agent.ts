@@ -233,6 +233,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 		const secret = config.datapath.secretFile === undefined ? undefined : readSecret(config.datapath.secretFile);
 
+		// Where nothing was pinned before, a start that is refused leaves nothing.
+		const untouched = !existsSync(config.pinRoot);
 		const d = await openDatapath({
 			pinRoot: config.pinRoot,
 			runDir,
@@ -1333,7 +1335,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		await loop();
 		if (!isReady && !committed) {
 			await rest();
-			d.close();
+			if (untouched) {
+				d.takeDown();
+				await undo(stateFile, run);
+			} else d.close();
 			throw firstFailure ?? new BeelineError('NOT_APPLIED', recent.lastError ?? 'the first apply failed');
 		}
 		if (!isReady && fresh && attached.size === 0) {

@@ -35,6 +35,7 @@ const cases: readonly (readonly [string, object, object, RegExp])[] = [
 		{ nodes, services: [], networks: [{ name: 'red', subnet: '10.44.0.0/24', vni: 77 }] },
 		/mesh\.yaml:\d+:\d+: networks\[0\]\.vni is 77, the VNI of the tunnel between nodes \(datapath\.vni\): expected another$/,
 	],
+	['an uplink without the node’s address', { uplinks: ['t1'] }, { nodes, services: [] }, /t1.*name the uplink/],
 	['a missing uplink', { uplinks: ['eth7'] }, { nodes, services: [] }, /eth7/],
 	[
 		'listening beyond loopback without a token',

@@ -1,6 +1,6 @@
 import { execFile, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { closeSync, ftruncateSync, mkdirSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, ftruncateSync, mkdirSync, openSync, readFileSync, statfsSync, writeSync } from 'node:fs';
 import { mkdir, readFile, statfs } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
@@ -49,6 +49,11 @@ export async function ensureBpffs(pinRoot: string, o: { readonly mount?: boolean
 			'STACKED_BPFFS',
 			`pin at ${path}: two BPF file systems are mounted over each other at ${stacked}, and the lower one's pins are hidden: umount ${stacked}`,
 		);
+	if (mounts.some((m) => m.at === path) || path === '/')
+		throw new LoaderError(
+			'NO_BPFFS',
+			`pin at ${path}: others pin on that file system too: choose a directory below it, such as ${join(path, 'beeline')}`,
+		);
 	if ((await fsType(path)) === BPF_FS_MAGIC) return;
 	if ((o.mount ?? true) && path.startsWith('/sys/fs/bpf/')) {
 		try {
@@ -64,6 +69,20 @@ export async function ensureBpffs(pinRoot: string, o: { readonly mount?: boolean
 		'NO_BPFFS',
 		`pin at ${path}: it does not lie on a BPF file system: mount -t bpf bpf /sys/fs/bpf, and choose a directory below it`,
 	);
+}
+
+/**
+ * Refuses what cannot be a directory of pins. Taking down removes all that is below it: nothing else may be meant.
+ * @param root an absolute path of what exists
+ * @throws LoaderError NO_BPFFS
+ */
+export function needPinDirectory(root: string): void {
+	const mounted = root === '/' || parseMounts(readFileSync('/proc/self/mountinfo', 'utf8')).some((m) => m.at === root);
+	if (mounted || statfsSync(root).type !== BPF_FS_MAGIC)
+		throw new LoaderError(
+			'NO_BPFFS',
+			`detach ${root}: it is ${mounted ? 'where a file system is mounted' : 'not on a BPF file system'}, and pins lie in a directory on one: nothing was removed`,
+		);
 }
 
 /** Held until released or until the process ends, however it ends. */

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, renameSync, rmSync, statSync, unlinkSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { BpfError, type BpfMap, type BpfObject, Link, maps, open, Program, VerifierError } from 'libbpf-ts';
-import { ensureBpffs, lockPinRoot, makeDir, type PinLock } from './bpffs.js';
+import { ensureBpffs, lockPinRoot, makeDir, needPinDirectory, type PinLock } from './bpffs.js';
 import { LoaderError, reason } from './errors.js';
 import type { LoadableObject } from './objects.js';
 import {
@@ -698,11 +698,12 @@ function takeDownPins(p: PinPaths): TakenDown {
 /**
  * Detaches and removes everything below `pinRoot`, from the pins alone: links, filters, programs, maps, the directory.
  * Nothing there is no error.
- * @throws LoaderError LOCKED where a process still works on it
+ * @throws LoaderError LOCKED where a process still works on it, NO_BPFFS where it can be no directory of pins
  */
 export function detachAll(pinRoot: string, o: { readonly runDir?: string } = {}): TakenDown {
 	const root = resolve(pinRoot);
 	if (!existsSync(root)) return { links: 0, filters: 0, maps: 0, programs: 0, left: [] };
+	needPinDirectory(root);
 	const lock = lockPinRoot(root, o.runDir ?? '/run/bpf-loader');
 	try {
 		return takeDownPins(pinPaths(root));

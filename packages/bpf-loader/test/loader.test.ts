@@ -5,7 +5,7 @@
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, rmdirSync } from 'node:fs';
+import { existsSync, mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Link, maps, probe } from 'libbpf-ts';
 import { suite } from 'uvu';
@@ -473,6 +473,29 @@ if (child) {
 		assert.is(inMounts('umount /sys/fs/bpf;').trim(), 'fine', 'one is mounted where there is none');
 		const elsewhere = { objects: [], pinRoot: `${w.dir}/pins`, runDir: w.run };
 		assert.is((await code(load(elsewhere))).code, 'NO_BPFFS');
+		// Neither may be taken for a directory of pins: detaching removes all that is below it.
+		mkdirSync(elsewhere.pinRoot);
+		writeFileSync(`${elsewhere.pinRoot}/kept`, 'kept');
+		assert.throws(
+			() => detachAll(elsewhere.pinRoot, { runDir: w.run }),
+			(e: Error) => e instanceof LoaderError && e.code === 'NO_BPFFS' && /nothing was removed/.test(e.message),
+		);
+		assert.ok(existsSync(`${elsewhere.pinRoot}/kept`));
+		const mounted = `${w.dir}/mounted`;
+		mkdirSync(mounted);
+		sh(`mount -t bpf bpf ${mounted}`);
+		try {
+			mkdirSync(`${mounted}/of-others`);
+			const at = { objects: [], pinRoot: mounted, runDir: w.run };
+			assert.is((await code(load(at))).code, 'NO_BPFFS');
+			assert.throws(
+				() => detachAll(mounted, { runDir: w.run }),
+				(e: Error) => e instanceof LoaderError && e.code === 'NO_BPFFS',
+			);
+			assert.ok(existsSync(`${mounted}/of-others`));
+		} finally {
+			sh(`umount ${mounted}`);
+		}
 	});
 
 	test('the lock is of the path', () => {

@@ -145,7 +145,7 @@ export interface Answers {
 	readonly networks: readonly RawNetwork[];
 	/** What the task's own node says of it. */
 	readonly reportOf: (task: TaskFact) => TaskReport | undefined;
-	/** A task that Swarm is about to stop serves on for a moment (docs/decisions/0042). */
+	/** A task that Swarm is about to stop serves on for a moment (docs/decisions/0043). */
 	readonly keeps?: (task: TaskFact) => boolean;
 }
 
