@@ -10,7 +10,7 @@ import * as assert from 'uvu/assert';
 import { type Settings, SettingsFlag, type Uplink } from '../../src/loader/layout.gen.js';
 import { refGeneration, refIndex } from '../../src/mesh/slots.js';
 import type { MeshStore, RowStore } from '../../src/mesh/store.js';
-import { base, type Profile, type World as SimulatedNode, simulate } from '../mesh/simulator.js';
+import { base, everything, type Profile, type World as SimulatedNode, simulate } from '../mesh/simulator.js';
 import { build } from './packets.js';
 import { buildInterfaces, closeInterfaces, insideNetns, MAC, UP0, World } from './world.js';
 
@@ -150,26 +150,9 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 	['every flow is tracked', { tracking: 'always' }, [31]],
 	['tracking changes between auto and always', { kinds: [...base.kinds, 'track'] }, [32, 33]],
 	['tracking changes, of UDP', { udp: 1, kinds: [...base.kinds, 'track'] }, [34]],
-	[
-		'everything at once, and tracking changes',
-		{
-			resize: true,
-			delay: 4,
-			slow: 20,
-			restart: 0.02,
-			spoof: 1,
-			udp: 0.2,
-			flood: 500,
-			kinds: [...base.kinds, 'flap', 'track'],
-		},
-		[35],
-	],
+	['everything at once, and tracking changes', { ...everything, kinds: [...base.kinds, 'flap', 'track'] }, [35]],
 	['SYN floods', { flood: 500 }, [28]],
-	[
-		'everything at once',
-		{ resize: true, delay: 4, slow: 20, restart: 0.02, spoof: 1, udp: 0.2, flood: 500, kinds: [...base.kinds, 'flap'] },
-		[29, 30],
-	],
+	['everything at once', everything, [29, 30]],
 ];
 
 if (insideNetns(import.meta.url, 'datapath: the model, with the real program')) {

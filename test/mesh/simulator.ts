@@ -56,6 +56,18 @@ export const base: Profile = {
 	tracking: 'auto',
 };
 
+/** All that may happen, at once. */
+export const everything: Partial<Profile> = {
+	resize: true,
+	delay: 4,
+	slow: 20,
+	restart: 0.02,
+	spoof: 1,
+	udp: 0.2,
+	flood: 500,
+	kinds: [...base.kinds, 'flap'],
+};
+
 export interface Outcome {
 	readonly packets: number;
 	readonly flows: number;

@@ -4,7 +4,7 @@
  */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { base, type Profile, simulate } from './simulator.js';
+import { base, everything, type Profile, simulate } from './simulator.js';
 
 const test = suite('tracked transitions');
 const PACKETS = Number(process.env.MODEL_PACKETS ?? 100_000);
@@ -26,34 +26,8 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 		[16],
 	],
 	['tracking changes, of UDP', { udp: 1, kinds: [...base.kinds, 'track'] }, [17]],
-	[
-		'everything at once',
-		{
-			resize: true,
-			delay: 4,
-			slow: 20,
-			restart: 0.02,
-			spoof: 1,
-			udp: 0.2,
-			flood: 500,
-			kinds: [...base.kinds, 'flap'],
-		},
-		[10, 11],
-	],
-	[
-		'everything at once, and tracking changes',
-		{
-			resize: true,
-			delay: 4,
-			slow: 20,
-			restart: 0.02,
-			spoof: 1,
-			udp: 0.2,
-			flood: 500,
-			kinds: [...base.kinds, 'flap', 'track'],
-		},
-		[18, 19],
-	],
+	['everything at once', everything, [10, 11]],
+	['everything at once, and tracking changes', { ...everything, kinds: [...base.kinds, 'flap', 'track'] }, [18, 19]],
 ];
 
 for (const [name, profile, seeds] of profiles)

@@ -15,7 +15,7 @@ import { build as frameOf, type Packet } from '../datapath/packets.js';
 import { Topology } from '../support/netns.js';
 import { address4, address6, type Counters, type EndpointSpec, endpointMac, Overlay } from '../support/overlay.js';
 import { scenario } from '../support/scenario.js';
-import { cannotLoadBpf, cannotUseNamespaces, hasTool, skip } from '../support/skip.js';
+import { cannotDecode, cannotLoadBpf, cannotUseNamespaces, skip } from '../support/skip.js';
 import { tool } from '../support/tools.js';
 import { wrongVxlan } from '../support/tshark.js';
 
@@ -123,8 +123,8 @@ scenario(
 		test("Linux' own vxlan device: what crosses is VXLAN of the network's VNI to tshark, without a complaint", async ({
 			net,
 		}) => {
-			if (!hasTool('tshark'))
-				return skip('decoding by tshark', 'needs tshark (install the package tshark, or run scripts/setup)');
+			const missing = cannotDecode();
+			if (missing !== undefined) return skip('decoding by tshark', missing);
 			const capture = await net.capture('c1', 'eth0', 'udp port 4789');
 			for (const other of ENDPOINTS.filter((e) => e.vni === RED)) {
 				await reaches(net, KERNEL, other);

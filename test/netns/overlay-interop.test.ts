@@ -13,7 +13,7 @@ import type { EndpointView } from '../../src/http/schemas.js';
 import { Mesh, onTopology } from '../support/beeline.js';
 import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
-import { cannotLoadBpf, cannotUseNamespaces, hasTool, skip } from '../support/skip.js';
+import { cannotDecode, cannotLoadBpf, cannotUseNamespaces, skip } from '../support/skip.js';
 import { wrongVxlan } from '../support/tshark.js';
 import { waitFor } from '../support/wait.js';
 
@@ -119,8 +119,8 @@ scenario(
 				}
 			}
 			await capture.stop();
-			if (!hasTool('tshark'))
-				return skip('decoding by tshark', 'needs tshark (install the package tshark, or run scripts/setup)');
+			const missing = cannotDecode();
+			if (missing !== undefined) return skip('decoding by tshark', missing);
 			assert.is(wrongVxlan(capture.file, VNI, net.address('c1').v4), undefined);
 		});
 

@@ -35,6 +35,11 @@ export function cannotLoadBpf(): string | undefined {
 	return undefined;
 }
 
+/** Why no capture can be decoded, or undefined. */
+export function cannotDecode(): string | undefined {
+	return hasTool('tshark') ? undefined : 'needs tshark (install the package tshark, or run scripts/setup)';
+}
+
 /** Whether a command is in PATH. */
 export function hasTool(name: string): boolean {
 	return spawnSync('sh', ['-c', `command -v "${name}"`], { stdio: 'ignore' }).status === 0;

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { hasTool, skip } from './skip.js';
+import { cannotDecode, skip } from './skip.js';
 import { complaints } from './tshark.js';
 
 const test = suite('tshark');
@@ -41,8 +41,8 @@ function capture(file: string, frames: readonly Buffer[]): void {
 }
 
 test('a checksum of 0 may be written 0xffff; a wrong one is told', () => {
-	if (!hasTool('tshark'))
-		return skip('what tshark says', 'needs tshark (install the package tshark, or run scripts/setup)');
+	const missing = cannotDecode();
+	if (missing !== undefined) return skip('what tshark says', missing);
 	const dir = mkdtempSync(join(tmpdir(), 'beeline-tshark-'));
 	try {
 		const file = join(dir, 'a.pcap');

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { scenario } from '../support/scenario.js';
-import { cannotLoadBpf, cannotUseNamespaces, hasTool } from '../support/skip.js';
+import { cannotDecode, cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { fieldsOf } from '../support/tshark.js';
 import { waitFor } from '../support/wait.js';
 import { cannotUseDocker, Swarm, sweepBeds } from './swarm.js';
@@ -146,10 +146,7 @@ function published(swarm: Swarm): void {
 
 scenario(
 	'swarm: a customised ingress network',
-	cannotUseNamespaces() ??
-		cannotLoadBpf() ??
-		cannotUseDocker() ??
-		(hasTool('tshark') ? undefined : 'needs tshark (install the package tshark, or run scripts/setup)'),
+	cannotUseNamespaces() ?? cannotLoadBpf() ?? cannotUseDocker() ?? cannotDecode(),
 	build,
 	({ swarm }) => swarm.close(),
 	(test) => {

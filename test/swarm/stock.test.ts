@@ -15,7 +15,7 @@ import type { EndpointView } from '../../src/http/schemas.js';
 import { beeline } from '../support/beeline.js';
 import type { LoadReport, UdpReport } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
-import { cannotLoadBpf, cannotUseNamespaces, hasTool } from '../support/skip.js';
+import { cannotDecode, cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { tool } from '../support/tools.js';
 import { complaints, fieldsOf } from '../support/tshark.js';
 import { waitFor } from '../support/wait.js';
@@ -103,10 +103,7 @@ async function capture(swarm: Swarm): Promise<{ readonly file: string; stop(): P
 
 scenario(
 	'a stock Docker node',
-	cannotUseNamespaces() ??
-		cannotLoadBpf() ??
-		cannotUseDocker() ??
-		(hasTool('tshark') ? undefined : 'needs tshark (install the package tshark, or run scripts/setup)'),
+	cannotUseNamespaces() ?? cannotLoadBpf() ?? cannotUseDocker() ?? cannotDecode(),
 	build,
 	({ swarm }) => swarm.close(),
 	(test) => {
