@@ -204,6 +204,9 @@ export async function openDatapath(o: DatapathOptions): Promise<Datapath> {
 	}
 }
 
+/** A bridge's port is a gateway's before it is known to be an endpoint's. */
+const ENDPOINT = { slot: 'endpoint_tc', program: 'endpoint_tc', direction: 'ingress', ahead: 'gateway_tc' } as const;
+
 function datapath(
 	pinRoot: string,
 	loaded: Loaded,
@@ -241,10 +244,8 @@ function datapath(
 			}
 		},
 		detachUplink,
-		attachEndpoint: (ifindex) =>
-			loaded.attachTc({ slot: 'endpoint_tc', program: 'endpoint_tc', ifindex, direction: 'ingress' }),
-		attachEndpointAsync: (ifindex) =>
-			loaded.attachTcAsync({ slot: 'endpoint_tc', program: 'endpoint_tc', ifindex, direction: 'ingress' }),
+		attachEndpoint: (ifindex) => loaded.attachTc({ ...ENDPOINT, ifindex }),
+		attachEndpointAsync: (ifindex) => loaded.attachTcAsync({ ...ENDPOINT, ifindex }),
 		detachEndpoint: (ifindex) => loaded.detach('endpoint_tc', ifindex),
 		forgetEndpoint: (ifindex) => loaded.forget('endpoint_tc', ifindex),
 		attachOverlay: (ifindex) =>
@@ -252,7 +253,7 @@ function datapath(
 		detachOverlay: (ifindex) => loaded.detach('overlay_tc', ifindex),
 		attachGateway(ifindex, own) {
 			// What answers a dial is there before what lets it in.
-			// With clsact it comes behind endpoint_tc, which may be on the same veth.
+			// It comes behind endpoint_tc, which may be on the same veth: replies are many.
 			const o = { ifindex, priority: 2 };
 			if (own) loaded.attachTc({ ...o, slot: 'gateway_tc_egress', program: 'uplink_tc_egress', direction: 'egress' });
 			return loaded.attachTc({ ...o, slot: 'gateway_tc', program: 'gateway_tc', direction: 'ingress' });

@@ -5,10 +5,10 @@
  *	   |                                |                                       |       192.168.78.0/24, fd78::/64, MTU 1500
  *	 --+--------------------------------+---------------------------------------+--     (the default route of nodes leads to c1)
  *	                              gwbr0 172.18.0.1                        gwbr0 172.18.0.1
- *	                          n1t1    n1t2    n1t3                          n2t1   n2t2
+ *	                          n1t1    n1t2    n1t3                          n2t1   n2t2   n2t3
  *
- * Ports of gwbr0 are isolated from one another and masqueraded beyond the node, as docker_gwbridge's are. n1t3 is nobody's
- * backend. Published: 8080 n1t1 and n1t2, 8081 n2t1 and n2t2 (tunnel), 8082 n1t1 alone, 8083 n2t1 by DSR, 8090 processes of
+ * Ports of gwbr0 are isolated from one another and masqueraded beyond the node, as docker_gwbridge's are. n1t3 and n2t3 are
+ * nobody's backends. Published: 8080 n1t1 and n1t2, 8081 n2t1 and n2t2 (tunnel), 8082 n1t1 alone, 8083 n2t1 by DSR, 8090 processes of
  * n1, 8091 of n2, 8053 and 8054 UDP of n1t1 and n2t1, 8084 with a list that admits the nodes.
  */
 import * as assert from 'uvu/assert';
@@ -21,9 +21,12 @@ import { waitFor } from '../support/wait.js';
 const large = 4_000_000;
 const lan4 = '172.18.9.9';
 const lan6 = 'fd00:18::9:9';
+/** What n2 can show clients as: 64 ports, sixteen of which are published. */
+const fewPorts = 65_472;
+const publishedFew = Array.from({ length: 16 }, (_, i) => fewPorts + i);
 
 async function build(): Promise<{ net: Topology; mesh: Mesh }> {
-	return onTopology({ nodes: 2, tasks: { n1: 3, n2: 2 } }, async (net) => {
+	return onTopology({ nodes: 2, tasks: { n1: 3, n2: 3 } }, async (net) => {
 		for (const task of net.tasks()) {
 			await net.httpd(task, 80);
 			await net.udpecho(task, 53);
@@ -47,6 +50,7 @@ async function build(): Promise<{ net: Topology; mesh: Mesh }> {
 				}\n`,
 			});
 		}
+		net.exec('n2', ['sysctl', '-qw', `net.ipv4.ip_local_port_range=1024 ${fewPorts - 1}`]);
 		net.ip('c1', [`addr add ${lan4}/32 dev eth0`, `addr add ${lan6}/128 dev eth0 nodad`]);
 		const service = (
 			name: string,
@@ -325,6 +329,38 @@ scenario(
 				warnings.some((w) => /172\.18\.0\.0\/16/.test(w) && /gateway/.test(w)),
 				warnings.join('; '),
 			);
+		});
+
+		// Of a task that comes: its bridge port had gateway_tc before endpoint_tc.
+		test('a reply to a client that is shown with a published port is a reply', async ({ net, mesh }) => {
+			const document = mesh.document;
+			const port = (published: number, target: number, protocol: 'tcp' | 'udp') => ({ published, target, protocol });
+			await mesh.change({
+				...document,
+				services: [
+					...document.services,
+					{
+						name: 'few',
+						ports: [
+							...[8085, ...publishedFew].map((p) => port(p, 80, 'tcp')),
+							...[8055, ...publishedFew].map((p) => port(p, 53, 'udp')),
+						],
+						options: { returnPath: 'tunnel' },
+						backends: [taskBackend(net, 'n2t3')],
+					},
+				],
+			});
+			for (const family of [4, 6] as const)
+				for (const node of ['n1', 'n2']) {
+					const r = await net.load('c1', ['-n', 100, '-c', 2, '-t', 2000, ...targets(net, [node], 8085, [family])]);
+					assert.equal([r.failures, Object.keys(r.clients)], [{}, [gateway[family]]], `${node}: ${JSON.stringify(r)}`);
+					const u = await net.udpload('c1', ['-n', 2, '-c', 8, ...targets(net, [node], 8055, [family])]);
+					assert.equal([u.answered, u.lost], [16, 0], `${node}: ${JSON.stringify(u)}`);
+				}
+			await mesh.change(document);
+		});
+
+		test('others keep their address', async ({ net }) => {
 			net.ip(
 				'c1',
 				net.nodes.flatMap((n) => [

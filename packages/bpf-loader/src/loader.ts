@@ -424,6 +424,8 @@ export class Loaded implements Disposable {
 		readonly ifindex: number;
 		readonly direction: 'ingress' | 'egress';
 		readonly via?: 'tcx' | 'clsact' | 'auto';
+		/** tcx: a slot of ours to run ahead of, where it is attached to the interface already: first of all then. */
+		readonly ahead?: string;
 		/** clsact only. */
 		readonly priority?: number;
 		readonly handle?: number;
@@ -463,6 +465,7 @@ export class Loaded implements Disposable {
 			}
 			const link = program.attachTc(o.ifindex, o.direction, {
 				via,
+				first: this.isPinned(o.ahead, o.ifindex),
 				priority: o.priority ?? 1,
 				handle: o.handle ?? HANDLE,
 			});
@@ -470,6 +473,11 @@ export class Loaded implements Disposable {
 		} catch (e) {
 			throw attachFailed(o.slot, e);
 		}
+	}
+
+	private isPinned(slot: string | undefined, ifindex: number): boolean {
+		const target = String(ifindex);
+		return slot !== undefined && linkPins(this.paths).some((p) => p.slot === slot && p.target === target);
 	}
 
 	private keepTc(
@@ -500,21 +508,25 @@ export class Loaded implements Disposable {
 		readonly program: string;
 		readonly ifindex: number;
 		readonly direction: 'ingress' | 'egress';
+		readonly ahead?: string;
 		/** clsact only. */
 		readonly priority?: number;
 	}): Promise<void> {
 		this.ready(`attach ${o.slot}`);
 		const { program } = this.need(o.program);
-		const target = String(o.ifindex);
-		const pinned =
-			linkPins(this.paths).some((p) => p.slot === o.slot && p.target === target) ||
-			clsactPins(this.paths).some((p) => p.slot === o.slot && p.ifindex === o.ifindex);
-		if (pinned) {
+		if (
+			this.isPinned(o.slot, o.ifindex) ||
+			clsactPins(this.paths).some((p) => p.slot === o.slot && p.ifindex === o.ifindex)
+		) {
 			this.attachTc(o);
 			return;
 		}
 		try {
-			const link = await program.attachTcAsync(o.ifindex, o.direction, { priority: o.priority ?? 1, handle: HANDLE });
+			const link = await program.attachTcAsync(o.ifindex, o.direction, {
+				first: this.isPinned(o.ahead, o.ifindex),
+				priority: o.priority ?? 1,
+				handle: HANDLE,
+			});
 			this.keepTc(o, program, link);
 		} catch (e) {
 			throw attachFailed(o.slot, e);

@@ -7,7 +7,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { Link, maps, probe } from 'libbpf-ts';
+import { Link, maps, probe, queryTcx } from 'libbpf-ts';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { parseMounts } from '../src/bpffs.js';
@@ -286,6 +286,23 @@ if (child) {
 		assert.match(e.message, /no such (interface|device)/i);
 	});
 
+	if (TC === 'tcx')
+		test('a program ahead of another of ours that is attached', async () => {
+			const o = { slot: 'tc', program: 'in_tc', ifindex: BL1, direction: 'ingress', ahead: 'late' } as const;
+			using d = await start(w);
+			d.commit();
+			const order = () => queryTcx(BL1, 'ingress').programs.map((p) => p.progId);
+			const [early, late] = ['in_tc', 'in_tc_late'].map((name) => d.program(name).id);
+			d.attachTc({ ...o, slot: 'late', program: 'in_tc_late' });
+			for (const attach of [() => d.attachTc(o), () => d.attachTcAsync(o)]) {
+				await attach();
+				assert.equal(order(), [early, late]);
+				d.detach('tc', BL1);
+			}
+			await d.attachTcAsync({ ...o, ahead: 'not attached' });
+			assert.equal(order(), [late, early]);
+		});
+
 	test('generic where it is asked for, and back', async () => {
 		using d = await start(w);
 		d.commit();
@@ -392,7 +409,7 @@ if (child) {
 		assert.is((await code(() => detachAll(w.pinRoot, { runDir: w.run }))).code, 'LOCKED');
 		first.close();
 		const r = detachAll(w.pinRoot, { runDir: w.run });
-		assert.equal(r, { links: TC === 'tcx' ? 2 : 1, filters: TC === 'tcx' ? 0 : 1, maps: 2, programs: 4, left: [] });
+		assert.equal(r, { links: TC === 'tcx' ? 2 : 1, filters: TC === 'tcx' ? 0 : 1, maps: 2, programs: 5, left: [] });
 		assert.not(existsSync(w.pinRoot));
 		assert.not.match(sh('ip link show bl1'), /xdp/);
 		assert.equal(detachAll(w.pinRoot, { runDir: w.run }), { links: 0, filters: 0, maps: 0, programs: 0, left: [] });

@@ -113,6 +113,7 @@ SEC("xdp.frags") int in_xdp_frags(struct xdp_md *ctx) { count(0, step); return X
 
 export const TWO_C = `#include "shared.h"
 SEC("tc") int in_tc(struct __sk_buff *skb) { count(1, 1); return -1; }
+SEC("tc") int in_tc_late(struct __sk_buff *skb) { count(3, 1); return -1; }
 SEC("cgroup/connect4") int dial4(struct bpf_sock_addr *ctx) { count(2, 1); return 1; }
 `;
 

@@ -1,7 +1,7 @@
 // Attaching by numbers alone: runs on the main thread and inside a namespace Worker.
 import { BpfError, NotSupportedError } from './errors.js';
 import { native } from './ffi.js';
-import { ATTR_QUERY, Struct, TC_HOOK, TC_OPTS } from './layout.js';
+import { ATTR_QUERY, LINK_CREATE_OPTS, Struct, TC_HOOK, TC_OPTS } from './layout.js';
 import { bpf, CMD, ifindexOf, ifName, linkCreate, permissionHint } from './sys.js';
 
 export type Dev = string | number;
@@ -74,6 +74,8 @@ export interface TcOptions {
 	/** tcx: place relative to another link of the same hook (fd). */
 	readonly beforeFd?: number;
 	readonly afterFd?: number;
+	/** tcx: ahead of all that is on the hook. */
+	readonly first?: boolean;
 	/** tcx: fail with ESTALE unless the hook is at this revision. */
 	readonly expectedRevision?: bigint;
 	/** clsact: filter priority and handle; 0 lets the kernel choose. */
@@ -96,7 +98,8 @@ export function attachTcFd(progFd: number, dev: Dev, direction: Direction, o: Tc
 	const via = o.via ?? 'auto';
 	if (via === 'tcx' || (via === 'auto' && hasTcx())) {
 		const anchor = o.beforeFd ?? o.afterFd;
-		const flags = anchor === undefined ? 0 : (o.beforeFd !== undefined ? F_BEFORE : F_AFTER) | F_LINK;
+		const ahead = o.beforeFd !== undefined || o.first ? F_BEFORE : F_AFTER;
+		const flags = anchor !== undefined ? ahead | F_LINK : o.first ? F_BEFORE : 0;
 		const fd = linkCreate(progFd, ifindex, TCX[direction], flags, anchor ?? MAP_FD_NONE, o.expectedRevision ?? 0n);
 		return attachedTcx(fd, ifindex, name, direction);
 	}
@@ -122,13 +125,22 @@ function attachedTcx(fd: number, ifindex: number, name: string, direction: Direc
 	);
 }
 
+/** Ahead of all others. An anchor would need libbpf 1.3. Kept here: the other thread reads it. */
+const FIRST = new Struct(LINK_CREATE_OPTS, { flags: F_BEFORE });
+
 /**
  * As attachTcFd() with tcx, waiting on another thread: the kernel has one lock for all interfaces, and namespaces that come
  * and go hold it for hundreds of milliseconds.
  */
-export async function attachTcxFdAsync(progFd: number, ifindex: number, direction: Direction): Promise<TcAttachment> {
+export async function attachTcxFdAsync(
+	progFd: number,
+	ifindex: number,
+	direction: Direction,
+	first = false,
+): Promise<TcAttachment> {
 	const name = nameOf(ifindex);
-	return attachedTcx(await native().linkCreateAsync(progFd, ifindex, TCX[direction]), ifindex, name, direction);
+	const fd = await native().linkCreateAsync(progFd, ifindex, TCX[direction], first ? FIRST.bytes : null);
+	return attachedTcx(fd, ifindex, name, direction);
 }
 
 const hook = (ifindex: number, direction: Direction) =>

@@ -13,7 +13,7 @@ export interface Native {
 	load(obj: Ptr): number;
 	loadAsync(obj: Ptr): Promise<number>;
 	/** bpf_link_create() without options, on another thread: an fd, or -errno. */
-	linkCreateAsync(progFd: number, target: number, attachType: number): Promise<number>;
+	linkCreateAsync(progFd: number, target: number, attachType: number, opts: Uint8Array | null): Promise<number>;
 	close(obj: Ptr): void;
 	nextMap(obj: Ptr, prev: Ptr | null): Ptr | null;
 	nextProgram(obj: Ptr, prev: Ptr | null): Ptr | null;
@@ -134,9 +134,9 @@ function load(): Native {
 			new Promise((done, fail) => {
 				loadObject.async(obj, (err: unknown, r: number) => (err ? fail(err) : done(r)));
 			}),
-		linkCreateAsync: (progFd, target, attachType) =>
+		linkCreateAsync: (progFd, target, attachType, opts) =>
 			new Promise((done, fail) => {
-				linkCreate.async(progFd, target, attachType, null, (err: unknown, r: number) => (err ? fail(err) : done(r)));
+				linkCreate.async(progFd, target, attachType, opts, (err: unknown, r: number) => (err ? fail(err) : done(r)));
 			}),
 		close: b('close', 'void bpf_object__close(void *o)'),
 		nextMap: b('nextMap', 'void *bpf_object__next_map(void *o, void *m)'),

@@ -82,6 +82,7 @@ export const TC_OPTS = layout('struct bpf_tc_opts', {
 	handle: 'u32',
 	priority: 'u32',
 });
+export const LINK_CREATE_OPTS = layout('struct bpf_link_create_opts', { sz: 'size', flags: 'u32' });
 export const PROG_INFO = layout('struct bpf_prog_info', {
 	type: 'u32',
 	id: 'u32',

@@ -157,6 +157,8 @@ export interface AttachTcOptions {
 	readonly via?: 'tcx' | 'clsact' | 'auto';
 	readonly before?: Link;
 	readonly after?: Link;
+	/** tcx: ahead of all that is on the hook. */
+	readonly first?: boolean;
 	readonly expectedRevision?: bigint;
 	/** clsact only; default 1 and 1. */
 	readonly priority?: number;
@@ -206,12 +208,12 @@ export class Program extends Owned {
 		return tcLink(attachTcFd(this.fd, dev, direction, { ...rest, beforeFd: before?.fd, afterFd: after?.fd }));
 	}
 	/**
-	 * As attachTc() by number, last of its hook; where the kernel has tcx the caller's thread does not wait for the lock of
-	 * all interfaces. `o` is for clsact.
+	 * As attachTc() by number, last of its hook or first; where the kernel has tcx the caller's thread does not wait for the
+	 * lock of all interfaces. The rest of `o` is for clsact.
 	 */
 	async attachTcAsync(ifindex: number, direction: Direction, o: AttachTcOptions = {}): Promise<Link> {
 		if (!hasTcx()) return this.attachTc(ifindex, direction, o);
-		return tcLink(await attachTcxFdAsync(this.fd, ifindex, direction));
+		return tcLink(await attachTcxFdAsync(this.fd, ifindex, direction, o.first));
 	}
 	/** A cgroup2 directory or an fd of one. `attachType` only for programs opened from a pin. */
 	attachCgroup(cgroup: string | number, o: { attachType?: number } = {}): Link {

@@ -120,6 +120,12 @@ when(test, lack || (probe('tcx') ? '' : 'no tcx'), 'tcx: several on one hook, in
 	assert.is(third.info().progId, b.program('tc_third').id);
 	using egress = await net.attachTc(main, 'v0', 'egress', { via: 'tcx' });
 	assert.is(egress.info().attachType, 47);
+	before.detach();
+	using ahead = await net.attachTc(other, 'v0', 'ingress', { first: true });
+	assert.equal(
+		(await net.queryTcx('v0', 'ingress')).programs.map((p) => p.linkId),
+		[ahead, first, third].map((l) => l.info().id),
+	);
 	const twice = await failure(() => net.attachTc(main, 'v0', 'ingress'));
 	assert.is(twice.code, 'EEXIST');
 	egress.update(other, { expect: main });
