@@ -57,6 +57,7 @@ export function fakeAgent(): FakeAgent {
 			options,
 			backends: { total: 2, active: 2, draining: 0, down: 0 },
 			slotsInTransition: 12,
+			scaleFromZero: null,
 			vips: [],
 			revision: 41,
 		},
