@@ -88,6 +88,8 @@ export function createResting(deps: RestingDeps): Resting {
 				waiting--;
 				ended.expired++;
 			}
+			// The clock that ends this wait may be a little ahead of the one that is asked.
+			s.wantedAt = Number.NEGATIVE_INFINITY;
 			if (s.waiting.size > 0 && !s.served && services.get(name) === s) want(name, s);
 		});
 	}

@@ -267,6 +267,7 @@ export function fakeAgent(): FakeAgent {
 					options: { ...options, ...body.options },
 					backends: { total: 0, active: 0, draining: 0, down: 0 },
 					slotsInTransition: 0,
+					scaleFromZero: null,
 					vips: [],
 					revision: null,
 				},
