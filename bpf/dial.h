@@ -13,6 +13,7 @@
 #define REVNAT_CTX struct __sk_buff
 #include <linux/if_packet.h>
 #include "reply.h"
+#include "hold.h"
 
 /* A row made for one flow, and where the packet goes. */
 struct {
@@ -202,6 +203,17 @@ INLINE int dial_away(struct __sk_buff *skb, struct packet *p, const struct setti
 	return ENCAP_NODE;
 }
 
+/* A task that dials cannot be put back: it asks again after a second, by TCP. */
+GLOBAL int wake(struct __sk_buff *skb, const struct packet *p, __u32 frontend)
+{
+	struct held_packet *r = p ? held_record(p, frontend, skb->ifindex) : NULL;
+
+	if (!r)
+		return DROP_NO_BACKEND;
+	bpf_ringbuf_submit(r, 0);
+	return HELD;
+}
+
 INLINE int dial(struct __sk_buff *skb, struct packet *p, const struct settings *s)
 {
 	struct backend *b = NULL;
@@ -232,7 +244,9 @@ INLINE int dial(struct __sk_buff *skb, struct packet *p, const struct settings *
 			return PASS_SYN_ACK;
 		if (row & PORT_LOCAL && !is_syn(p) && node_dialled(skb, p))
 			return PASS_LOCAL_SOCKET;
-		if (!fe->tables[p->family == 6].table)
+		bool none = !fe->tables[p->family == 6].table;
+
+		if (none && !rests(fe, p))
 			return PASS_NO_BACKEND;
 		if (fe->flags & (FRONTEND_ALLOW | FRONTEND_DENY | FRONTEND_KERNEL)) {
 			struct in6_addr task = p->src;
@@ -246,10 +260,13 @@ INLINE int dial(struct __sk_buff *skb, struct packet *p, const struct settings *
 			if (fe->flags & FRONTEND_KERNEL && goes_to_kernel(s, fe, p))
 				return PASS_STALE;
 		}
+		p->action = TC_ACT_SHOT;	/* of HELD */
+		if (none)
+			return wake(skb, p, index);
 		p->ref = pick(p, fe, frontend_hash(p, s, fe, index), &b);
 		count_frontend(index, p->len);
 		if (!p->ref)
-			return DROP_NO_BACKEND;
+			return fe->flags & FRONTEND_HOLDS && begins(p) ? wake(skb, p, index) : DROP_NO_BACKEND;
 		if (is_kernel(p->ref))
 			return PASS_KERNEL;
 		count_backend(p->ref, p->len);

@@ -20,4 +20,5 @@ const volatile enum vip_flag vip_flag;
 const volatile enum program program;
 const volatile enum verdict verdict;
 const volatile struct event event;
+const volatile struct held held_head;
 const volatile struct transition transition;

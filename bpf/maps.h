@@ -314,6 +314,11 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} held SEC(".maps");
+
 /* Unconnected UDP sockets: what a datagram's sender must seem to be. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -119,6 +119,7 @@ enum frontend_flag {
 	FRONTEND_KERNEL = 1 << 5,	/* the kernel's own mesh answers too: when the agent is stale new flows pass */
 	FRONTEND_REHASHED = 1 << 6,	/* FRONTEND_AFFINITY changed: `rehashes` tells which flows keep the other hash */
 	FRONTEND_TRACKED = 1 << 7,	/* no more FRONTEND_TRACK_ALWAYS: its records hold until none is needed (`untracked`) */
+	FRONTEND_HOLDS = 1 << 8,	/* who comes while there is no backend wakes the service, and is held (`held`) */
 };
 
 /* What a flow is hashed by: `previous` of a row of `rehashes`, and `ref` of its flows' records. */
@@ -493,6 +494,7 @@ enum verdict {
 	RETURN_NEIGHBOUR,	/* ARP or a neighbour solicitation of an overlay endpoint, answered */
 	RETURN_ECHO,		/* a ping of a service's VIP, answered */
 	RETURN_TASK,		/* to a task of this node that dialled */
+	HELD,			/* the service has no backend yet: the agent asks for one, and puts the packet back then */
 	DROP_MALFORMED,		/* truncated or inconsistent headers in a packet meant for us */
 	DROP_UNKNOWN_VTEP,	/* VXLAN of our VNI from an address that is no node's */
 	DROP_UNKNOWN_BACKEND,	/* the inner MAC names no live backend of ours */
@@ -509,6 +511,24 @@ enum verdict {
 	DROP_PLAIN,		/* an unencrypted packet of an encrypted network */
 	DROP_HELPER,		/* a kernel helper refused: no headroom, no memory */
 	VERDICT_COUNT,
+};
+
+/* Bytes of a frame that is held. A longer one wakes its service all the same. */
+#define HELD_MAX 512
+
+/* `held`: the first packet of a flow to a frontend that has no backend; the frame follows. */
+struct held {
+	__u64 time_ns;		/* CLOCK_BOOTTIME */
+	struct in6_addr client;
+	struct in6_addr addr;	/* of the frontend */
+	__be16 client_port;
+	__be16 port;
+	__u8 proto;
+	__u8 pad[3];
+	__u32 frontend;
+	__u32 ifindex;		/* where it came in */
+	__u32 len;		/* bytes of the frame; 0: too long, or not to be put back */
+	__u32 pad2;
 };
 
 /* `events`: one verdict, while SETTINGS_TRACE is set. */

@@ -4,6 +4,7 @@
  */
 #include "revnat.h"
 #include "frontend.h"
+#include "hold.h"
 #include "overlay.h"
 #include "rewrite.h"
 #include "icmp.h"
@@ -700,6 +701,27 @@ GLOBAL __u32 find_fragment(const struct packet *p)
 	return f ? f->ref : REF_NONE;
 }
 
+/* A copy for the agent. Returns the verdict: where the ring is full nobody is woken, and the client asks again. */
+GLOBAL int hold(struct xdp_md *ctx, const struct packet *p, __u32 frontend)
+{
+	if (!p)
+		return DROP_NO_BACKEND;
+	__u32 len = bpf_xdp_get_buff_len(ctx);
+	struct held_packet *r = held_record(p, frontend, ctx->ingress_ifindex);
+
+	if (!r)
+		return DROP_NO_BACKEND;
+	if (len && len <= HELD_MAX && !p->fragment) {
+		/* What clang knows by now the verifier of 6.1 does not. */
+		asm volatile("" : "+r"(len));
+		len = ((len - 1) & (HELD_MAX - 1)) + 1;
+		if (!bpf_xdp_load_bytes(ctx, 0, r->frame, len))
+			r->h.len = len;
+	}
+	bpf_ringbuf_submit(r, 0);
+	return HELD;
+}
+
 /* A packet to a published port. */
 INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings *s, __u32 row, struct passage *to)
 {
@@ -714,7 +736,10 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 		return PASS_SYN_ACK;
 	if (unlikely(row & (PORT_LOCAL | PORT_MASQUERADED)) && !is_syn(p) && node_has(ctx, s, p, row))
 		return PASS_LOCAL_SOCKET;
-	if (unlikely(!fe->tables[p->family == 6].table))
+
+	bool none = !fe->tables[p->family == 6].table;
+
+	if (unlikely(none) && !rests(fe, p))
 		return PASS_NO_BACKEND;
 	if (unlikely(fe->flags & (FRONTEND_ALLOW | FRONTEND_DENY | FRONTEND_KERNEL))) {
 		if (is_denied(fe, p))
@@ -722,11 +747,17 @@ INLINE int published(struct xdp_md *ctx, struct packet *p, const struct settings
 		if (fe->flags & FRONTEND_KERNEL && goes_to_kernel(s, fe, p))
 			return PASS_STALE;
 	}
+	if (unlikely(none)) {
+		p->action = XDP_DROP;
+		return hold(ctx, p, index);
+	}
 	to->hash = frontend_hash(p, s, fe, index);
 	to->ref = pick(p, fe, to->hash, &to->backend);
 	count_frontend(index, p->len);
-	if (unlikely(!to->ref))
-		return DROP_NO_BACKEND;
+	if (unlikely(!to->ref)) {
+		p->action = XDP_DROP;
+		return fe->flags & FRONTEND_HOLDS && begins(p) ? hold(ctx, p, index) : DROP_NO_BACKEND;
+	}
 	if (unlikely(is_kernel(to->ref)))
 		return PASS_KERNEL;
 	count_backend(to->ref, p->len);

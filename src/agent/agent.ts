@@ -53,6 +53,7 @@ import { turnOffOffloads, turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
 import { listening, localPortRange, reservePorts } from './ports.js';
+import { createResting } from './resting.js';
 import { routedPrefixes } from './routes.js';
 import { createRunner } from './runner.js';
 import { openSource, type Source } from './source.js';
@@ -411,6 +412,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			version: deps.version,
 			abi: MESH_ABI,
 			encryption: () => encryption.metrics(),
+			held: () => resting.counters(),
 			programs: PROGRAMS,
 			verdicts: VERDICTS,
 			counters: () => (closed ? undefined : d.store.counters()),
@@ -911,6 +913,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				if (committed) errors.push(...networks.attachPrograms(d).values());
 				const result = await reconciler.reconcile(e, nowMs());
 				now = e;
+				resting.update(e);
 				if (!holds(held) && attaching.size === 0) appliedReadAt = readAtNow;
 				changes += result.rowsWritten + result.rowsDeleted + result.slotsChanged;
 				wakeAt = result.wakeAtMs;
@@ -1042,6 +1045,16 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			readAt = new Date();
 			mark(`${source.name} read again`, false);
 		};
+
+		// ---- services that rest ----
+		const resting = createResting({
+			listen: (each) => d.store.held.listen(each),
+			inject: (ifindex, frame) => d.inject(ifindex, frame),
+			packets: (frontend) => d.store.frontendPackets(frontend),
+			bootTimeNs: () => d.store.now(),
+			demand: (demand) => source.demand?.(demand),
+			log: (text) => log.debug(text),
+		});
 
 		// ---- verdicts ----
 		let stopVerdicts: (() => void) | undefined;
@@ -1217,6 +1230,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			plugin?.close();
 			monitor.close();
 			stopVerdicts?.();
+			resting.close();
 		}
 		async function rest(): Promise<void> {
 			stop();

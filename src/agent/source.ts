@@ -6,6 +6,7 @@ import type { Config } from '../config.js';
 import { BeelineError, type BeelineError as SourceError } from '../errors.js';
 import type { ServiceCreateBody, ServicePatchBody } from '../http/schemas.js';
 import { type Memory, openDockerSource } from '../mesh/sources/docker.js';
+import type { Demand } from '../mesh/sources/docker-scale.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
 import { type EtcdMemory, type EtcdSourceOptions, openEtcdSource } from '../mesh/sources/etcd.js';
 import type { KeyValue } from '../mesh/sources/etcd-client.js';
@@ -48,6 +49,8 @@ export interface Source {
 	removeNetwork(name: string): void | Promise<void>;
 	/** Of a document as it was in that membership; undefined: the source has no revisions. */
 	revisionOf?(membership: Membership, kind: 'nodes' | 'services', name: string): number | undefined;
+	/** Where tasks can be asked for: what this node's clients want of services that may rest. */
+	demand?(demand: Demand): void;
 	/** Where addresses of networks are given out by the source, without duplicates on all nodes. */
 	readonly addresses?: Addresses;
 }
@@ -280,6 +283,7 @@ async function openDocker(deps: SourceDeps, events: SourceEvents): Promise<Sourc
 			];
 		},
 		reload: () => source.reload(),
+		demand: (demand) => source.demand(demand),
 		async close() {
 			await source.close();
 			memory.flush();

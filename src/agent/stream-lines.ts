@@ -1,6 +1,7 @@
 /** Messages of the stream between agents: a line of JSON each. What comes in is checked before it is believed. */
 import type { Socket } from 'node:net';
 import type { TaskReport } from '../mesh/sources/docker-map.js';
+import type { Demand } from '../mesh/sources/docker-scale.js';
 import type { Membership, NetworkSpec, NodeSpec, ServiceSpec } from '../mesh/types.js';
 
 /** Of the messages; another one is refused. */
@@ -17,6 +18,7 @@ export type ToManager =
 	| { readonly t: 'follow'; readonly at?: Position }
 	| { readonly t: 'unfollow' }
 	| { readonly t: 'report'; readonly tasks: Readonly<Record<string, TaskReport>>; readonly look: boolean }
+	| ({ readonly t: 'demand' } & Demand)
 	| { readonly t: 'ping' };
 
 export interface Delta {
@@ -73,6 +75,7 @@ const isCount = (x: unknown): x is number => typeof x === 'number' && Number.isS
 const isList = (x: unknown, ok: (y: Json) => boolean): boolean =>
 	Array.isArray(x) && x.every((y) => isJson(y) && ok(y));
 
+const isNames = (x: unknown): x is readonly string[] => Array.isArray(x) && x.every((y) => typeof y === 'string');
 const isNode = (n: Json): boolean =>
 	typeof n.name === 'string' && typeof n.address === 'string' && typeof n.drained === 'boolean';
 const isTask = (t: Json): boolean =>
@@ -90,7 +93,8 @@ const isService = (s: Json): boolean =>
 	isList(s.ports, isPort) &&
 	isJson(s.options) &&
 	isList(s.tasks, isTask) &&
-	(s.vips === undefined || isList(s.vips, isVip));
+	(s.vips === undefined || isList(s.vips, isVip)) &&
+	(s.scaleFromZero === undefined || (isJson(s.scaleFromZero) && isCount(s.scaleFromZero.idleMs)));
 const isNetwork = (n: Json): boolean => typeof n.name === 'string' && typeof n.subnet === 'string' && isCount(n.vni);
 
 export function isMembership(x: unknown): x is Membership {
@@ -139,6 +143,8 @@ export function parseToManager(line: string): ToManager | undefined {
 		case 'unfollow':
 		case 'ping':
 			return { t: m.t };
+		case 'demand':
+			return isNames(m.wanted) && isNames(m.busy) ? { t: 'demand', wanted: m.wanted, busy: m.busy } : undefined;
 		case 'report': {
 			if (!isJson(m.tasks) || typeof m.look !== 'boolean') return undefined;
 			const tasks: Record<string, TaskReport> = {};

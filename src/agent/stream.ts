@@ -230,6 +230,7 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 				if (f.node === undefined) return refuse('it has not said who it is');
 				if (m.t === 'follow') follow(f, m.at);
 				else if (m.t === 'unfollow') f.follows = false;
+				else if (m.t === 'demand') on.onDemand(f.node, m);
 				else reported(f.node, new Map(Object.entries(m.tasks)), m.look);
 			},
 			() => refuse('it sends more than a node has to say'),
@@ -592,6 +593,9 @@ export function openStream(deps: StreamDeps, on: FeedEvents): Feed {
 		report(tasks, look) {
 			report = { tasks, look };
 			for (const l of links.values()) sendReport(l, look);
+		},
+		demand(demand) {
+			for (const l of links.values()) send(l, { t: 'demand', ...demand });
 		},
 		problems() {
 			const out = [...told.values()];

@@ -217,6 +217,7 @@ export function services(
 					down: count('down'),
 				},
 				slotsInTransition: moving.get(s.name) ?? 0,
+				scaleFromZero: s.spec?.scaleFromZero === undefined ? null : formatDuration(s.spec.scaleFromZero.idleMs),
 				vips: (mesh?.vips.services.get(s.name)?.vips ?? []).map((v) => {
 					const tasks = (state: MeshBackend['state']) => v.backends.filter((b) => b.state === state).length;
 					return {

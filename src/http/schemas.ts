@@ -356,6 +356,12 @@ export const Service = z
 			down: z.number().int(),
 		}),
 		slotsInTransition: z.number().int(),
+		scaleFromZero: z
+			.string()
+			.nullable()
+			.describe(
+				'For how long nobody comes before its tasks are stopped (label beeline.scale-from-zero); null: they stay',
+			),
 		vips: z
 			.array(
 				z.object({
@@ -384,6 +390,7 @@ export const Service = z
 			options: optionsExample,
 			backends: { total: 5, active: 5, draining: 0, down: 0 },
 			slotsInTransition: 0,
+			scaleFromZero: null,
 			vips: [
 				{
 					network: 'appnet',
@@ -404,6 +411,7 @@ export const Services = z.object({ services: z.array(Service) }).openapi('Servic
 				options: optionsExample,
 				backends: { total: 5, active: 5, draining: 0, down: 0 },
 				slotsInTransition: 0,
+				scaleFromZero: null,
 				vips: [
 					{
 						network: 'appnet',

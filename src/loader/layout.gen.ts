@@ -24,6 +24,7 @@ export const REF_NONE = 0;
 export const REF_KERNEL = 0x003fffff;
 export const SLOT_PHASE_SHIFT = 30;
 export const PORT_FRONTEND_MASK = 0x000fffff;
+export const HELD_MAX = 512;
 export const VERDICT_ROWS = 64;
 export const MAX_FRAGMENTED = 2048;
 
@@ -60,6 +61,7 @@ export const FrontendFlag = {
 	FRONTEND_KERNEL: 32,
 	FRONTEND_REHASHED: 64,
 	FRONTEND_TRACKED: 128,
+	FRONTEND_HOLDS: 256,
 } as const;
 
 /** enum hashed_by */
@@ -182,22 +184,23 @@ export const Verdict = {
 	RETURN_NEIGHBOUR: 31,
 	RETURN_ECHO: 32,
 	RETURN_TASK: 33,
-	DROP_MALFORMED: 34,
-	DROP_UNKNOWN_VTEP: 35,
-	DROP_UNKNOWN_BACKEND: 36,
-	DROP_BAD_RETURN: 37,
-	DROP_NO_BACKEND: 38,
-	DROP_DENIED: 39,
-	DROP_TOO_BIG: 40,
-	DROP_NO_NEXT_HOP: 41,
-	DROP_NO_PORT: 42,
-	DROP_FRAGMENT: 43,
-	DROP_SPOOFED: 44,
-	DROP_NO_ENDPOINT: 45,
-	DROP_FLOOD: 46,
-	DROP_PLAIN: 47,
-	DROP_HELPER: 48,
-	VERDICT_COUNT: 49,
+	HELD: 34,
+	DROP_MALFORMED: 35,
+	DROP_UNKNOWN_VTEP: 36,
+	DROP_UNKNOWN_BACKEND: 37,
+	DROP_BAD_RETURN: 38,
+	DROP_NO_BACKEND: 39,
+	DROP_DENIED: 40,
+	DROP_TOO_BIG: 41,
+	DROP_NO_NEXT_HOP: 42,
+	DROP_NO_PORT: 43,
+	DROP_FRAGMENT: 44,
+	DROP_SPOOFED: 45,
+	DROP_NO_ENDPOINT: 46,
+	DROP_FLOOD: 47,
+	DROP_PLAIN: 48,
+	DROP_HELPER: 49,
+	VERDICT_COUNT: 50,
 } as const;
 
 /** Names of the verdicts, by number: labels of metrics and names in the monitor. */
@@ -236,6 +239,7 @@ export const VERDICTS: readonly string[] = [
 	'return_neighbour',
 	'return_echo',
 	'return_task',
+	'held',
 	'drop_malformed',
 	'drop_unknown_vtep',
 	'drop_unknown_backend',
@@ -1196,6 +1200,53 @@ export const vipBackendCodec: Codec<VipBackend> = {
 		addr: getIp(v, at),
 		network: v.getUint32(at + 16, true),
 		state: v.getUint8(at + 20),
+	}),
+};
+
+/** struct held, 64 bytes */
+export interface Held {
+	readonly time_ns: bigint;
+	readonly client: string;
+	readonly addr: string;
+	readonly client_port: number;
+	readonly port: number;
+	readonly proto: number;
+	readonly frontend: number;
+	readonly ifindex: number;
+	readonly len: number;
+}
+
+export const heldCodec: Codec<Held> = {
+	size: 64,
+	offsets: { time_ns: 0, client: 8, addr: 24, client_port: 40, port: 42, proto: 44, pad: 45, frontend: 48, ifindex: 52, len: 56, pad2: 60 },
+	encode(row, v, at) {
+		v.setBigUint64(at, row.time_ns, true);
+		putIp(row.client, v, at + 8);
+		putIp(row.addr, v, at + 24);
+		v.setUint16(at + 40, row.client_port);
+		v.setUint16(at + 42, row.port);
+		v.setUint8(at + 44, row.proto);
+		v.setUint32(at + 48, row.frontend, true);
+		v.setUint32(at + 52, row.ifindex, true);
+		v.setUint32(at + 56, row.len, true);
+		v.setUint8(at + 45, 0);
+		v.setUint8(at + 46, 0);
+		v.setUint8(at + 47, 0);
+		v.setUint8(at + 60, 0);
+		v.setUint8(at + 61, 0);
+		v.setUint8(at + 62, 0);
+		v.setUint8(at + 63, 0);
+	},
+	decode: (v, at) => ({
+		time_ns: v.getBigUint64(at, true),
+		client: getIp(v, at + 8),
+		addr: getIp(v, at + 24),
+		client_port: v.getUint16(at + 40),
+		port: v.getUint16(at + 42),
+		proto: v.getUint8(at + 44),
+		frontend: v.getUint32(at + 48, true),
+		ifindex: v.getUint32(at + 52, true),
+		len: v.getUint32(at + 56, true),
 	}),
 };
 

@@ -35,6 +35,8 @@ import {
 	type Frontend,
 	frontendCodec,
 	frontendKeyCodec,
+	type Held,
+	heldCodec,
 	type LocalBackend,
 	localBackendCodec,
 	MAX_NETNS_NETWORKS,
@@ -905,8 +907,17 @@ export interface Events extends AsyncIterable<Event> {
 	close(): void;
 }
 
+/** Packets that came to services without a backend, as they come. */
+export interface HeldPackets {
+	/** Calls back for each until the returned function is called; `frame` is a copy, empty where it cannot be put back. One consumer at a time. */
+	listen(each: (held: Held, frame: Uint8Array) => void): () => void;
+}
+
 export interface KernelStore extends MeshStore {
 	readonly events: Events;
+	readonly held: HeldPackets;
+	/** Packets of one row of frontend_counters. */
+	frontendPackets(index: number): bigint;
 	readonly tables: KernelTables;
 	/** The interface that encrypts. */
 	readonly encryption: { get(): Encryption; set(row: Encryption): void };
@@ -1005,6 +1016,8 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>, empty: readonly s
 	const backendCounters = counter('backend_counters', backendCountersCodec.size);
 	const ring = new RingBuffer<Event>(find('events').dup(), 'events', true, wire(eventCodec));
 	owned.push(ring);
+	const heldRing = new RingBuffer(find('held').dup(), 'held', true);
+	owned.push(heldRing);
 	const lrus = ['conntrack_half_open', 'conntrack', 'conntrack_old', 'fragments'].map((name) => {
 		const m = find(name);
 		return typed(name, plain(m.keySize), plain(m.valueSize));
@@ -1068,6 +1081,12 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>, empty: readonly s
 				out.backends.set(i, { packets, bytes, newFlows }),
 			);
 			return out;
+		},
+		frontendPackets(index) {
+			const row = new BigUint64Array(frontendCounters.lookupSize / 8);
+			const words = frontendCounters.valueSize / 8;
+			frontendCounters.raw.lookup(new Uint8Array(Uint32Array.of(index).buffer), new Uint8Array(row.buffer));
+			return row.reduce((n, x, i) => (i % words === 0 ? n + x : n), 0n);
 		},
 		clearCounters(kind, indexes) {
 			const map = kind === 'frontends' ? frontendCounters : backendCounters;
@@ -1146,6 +1165,16 @@ export function kernelStore(maps: ReadonlyMap<string, BpfMap>, empty: readonly s
 				}),
 			close: () => ring.close(),
 			[Symbol.asyncIterator]: () => ring[Symbol.asyncIterator](),
+		},
+		held: {
+			listen: (each) =>
+				heldRing.listen(
+					(b) => {
+						const head = heldCodec.decode(new DataView(b.buffer, b.byteOffset, b.byteLength), 0);
+						each(head, b.slice(heldCodec.size, heldCodec.size + head.len));
+					},
+					{ ref: false },
+				),
 		},
 		close() {
 			for (const x of owned.splice(0).reverse()) x[Symbol.dispose]();

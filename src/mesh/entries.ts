@@ -475,6 +475,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 		if (options.allow.length > 0) flags |= FrontendFlag.FRONTEND_ALLOW;
 		if (options.deny.length > 0) flags |= FrontendFlag.FRONTEND_DENY;
 		if (kernel) flags |= FrontendFlag.FRONTEND_KERNEL;
+		if (s.spec?.scaleFromZero !== undefined && !f.leaving) flags |= FrontendFlag.FRONTEND_HOLDS;
 		frontends.push({
 			key: f.key,
 			index,

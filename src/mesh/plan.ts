@@ -293,13 +293,17 @@ interface Draft {
 	unwell: boolean;
 }
 
-/** Who may be in a table. The first of these groups that has anyone: serving, of weight 0, draining, down. */
+/**
+ * Who may be in a table. The first of these groups that has anyone: serving, of weight 0, draining, down. `holds`: whoever
+ * comes is held rather than sent to a task that is being stopped.
+ */
 function membersOf(
 	backends: readonly Planned[],
 	target: number,
 	protocol: Protocol,
 	f: Family,
 	preferred: string | undefined,
+	holds: boolean,
 ): readonly Member[] {
 	const here = backends.filter((b) => b.target === target && b.protocol === protocol && family(b, f) && !b.gone);
 	let weighed = here.filter((b) => b.state !== 'draining' && b.weight > 0);
@@ -310,6 +314,7 @@ function membersOf(
 		return weighed.length === backends.length ? backends : weighed;
 	}
 	for (const state of ['active', 'draining', 'down'] as const) {
+		if (holds && state === 'draining') continue;
 		const group = here.filter((b) => b.state === state);
 		if (group.length > 0) return group.map((b) => ({ backend: b, weight: Math.max(1, b.weight), down: false }));
 	}
@@ -427,7 +432,14 @@ function planService(
 	let backends: Planned[] = drafts.map((d) => d.backend);
 
 	const tableOf = (list: readonly Planned[], target: number, protocol: Protocol, f: Family) =>
-		membersOf(list, target, protocol, f, options.prefer === 'local' ? self : undefined);
+		membersOf(
+			list,
+			target,
+			protocol,
+			f,
+			options.prefer === 'local' ? self : undefined,
+			spec?.scaleFromZero !== undefined,
+		);
 	let wakeAtMs: number | undefined;
 	const wake = (ms: number) => {
 		wakeAtMs = wakeAtMs === undefined ? ms : Math.min(wakeAtMs, ms);

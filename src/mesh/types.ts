@@ -69,6 +69,8 @@ export interface ServiceSpec {
 	readonly networks?: readonly string[];
 	/** Absent: none (its tasks are on no overlay network, or names lead to them one by one: dnsrr). */
 	readonly vips?: readonly Vip[];
+	/** It may have no tasks: who comes then is held, and wakes it. `idleMs`: without a packet, before it goes to rest. */
+	readonly scaleFromZero?: { readonly idleMs: number };
 }
 
 export interface NodeSpec {

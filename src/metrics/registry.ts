@@ -28,6 +28,13 @@ export interface MetricsSnapshot {
 	readonly refused: number;
 }
 
+/** Packets that are held for services without tasks. */
+export interface HeldCounters {
+	readonly waiting: number;
+	/** Put back; no backend came for in time; no room for. */
+	readonly ended: Readonly<Record<'released' | 'expired' | 'crowded', number>>;
+}
+
 export interface EncryptionCounters {
 	readonly ready: number;
 	readonly missing: number;
@@ -51,6 +58,8 @@ export interface MetricsDeps {
 	readonly runSeconds: () => readonly { readonly program: string; readonly seconds: number }[] | undefined;
 	/** What the name service counted; undefined, or absent, where there is none. */
 	readonly dns?: () => DnsCounters | undefined;
+	/** Of services without tasks; undefined, or absent, where none may be. */
+	readonly held?: () => HeldCounters | undefined;
 	/** Of encrypted networks; undefined, or absent, where there are none. */
 	readonly encryption?: () => EncryptionCounters | undefined;
 }
@@ -155,6 +164,11 @@ export function createMetrics(deps: MetricsDeps): Metrics {
 			for (const [state, n] of Object.entries(dns.namespaces)) set('dnsNamespaces', { state }, n);
 			count('dnsTruncated', {}, dns.truncated);
 			set('dnsForwarding', {}, dns.inFlight);
+		}
+		const held = deps.held?.();
+		if (held !== undefined) {
+			set('heldPackets', {}, held.waiting);
+			for (const [outcome, n] of Object.entries(held.ended)) count('heldEnded', { outcome }, n);
 		}
 		const keys = deps.encryption?.();
 		if (keys !== undefined) {

@@ -144,6 +144,20 @@ export const METRICS = {
 		unit: 'entries',
 		labels: [],
 	},
+	heldPackets: {
+		name: 'beeline_held_packets',
+		type: 'gauge',
+		help: 'Packets that wait on this node for the first task of their service (beeline.scale-from-zero)',
+		unit: 'packets',
+		labels: [],
+	},
+	heldEnded: {
+		name: 'beeline_held_packets_total',
+		type: 'counter',
+		help: 'Packets that were held, by what became of them: released (put back when a task was there), expired, crowded (no room)',
+		unit: 'packets',
+		labels: ['outcome'],
+	},
 	dnsQueries: {
 		name: 'beeline_dns_queries_total',
 		type: 'counter',

@@ -77,6 +77,7 @@ interface Peer {
 	readonly feed: Feed;
 	readonly memberships: Membership[];
 	readonly reports: { node: string; tasks: ReadonlyMap<string, TaskReport>; look: boolean }[];
+	readonly demands: { node: string; wanted: readonly string[]; busy: readonly string[] }[];
 	readonly logged: string[];
 }
 const peers = new Set<Peer>();
@@ -88,6 +89,7 @@ function open(
 ): Peer {
 	const memberships: Membership[] = [];
 	const reports: Peer['reports'] = [];
+	const demands: Peer['demands'] = [];
 	const logged: string[] = [];
 	const feed = openStream(
 		{
@@ -101,9 +103,10 @@ function open(
 		{
 			onMembership: (m) => memberships.push(m),
 			onReport: (node, tasks, look) => reports.push({ node, tasks, look }),
+			onDemand: (node, { wanted, busy }) => demands.push({ node, wanted, busy }),
 		},
 	);
-	const p: Peer = { feed, memberships, reports, logged };
+	const p: Peer = { feed, memberships, reports, demands, logged };
 	peers.add(p);
 	return p;
 }
@@ -197,6 +200,9 @@ test('a worker gets the membership, then what changes, and what befell its conta
 	assert.is(w.memberships.at(-1)?.services[0], w.memberships[0].services[0], 'what did not change is the same object');
 	await waitFor('the report', () => m.reports.length > 0);
 	assert.equal([m.reports[0].node, [...m.reports[0].tasks]], ['w1', [['a1', { state: 'down' }]]]);
+	w.feed.demand({ wanted: ['web'], busy: [] });
+	await waitFor('the demand', () => m.demands.length > 0);
+	assert.equal(m.demands, [{ node: 'w1', wanted: ['web'], busy: [] }]);
 	const began = performance.now();
 	w.feed.report(new Map([['a1', { state: 'draining' }]]), true);
 	await waitFor('the next report', () => m.reports.at(-1)?.look === true);

@@ -431,6 +431,8 @@ if (insideNetns(import.meta.url, 'datapath: dials')) {
 			'pass_no_backend',
 		],
 		['a service whose every backend is down', four({ tcp: { sport: 1, dport: 8085, ...SYN } }), 'drop_no_backend'],
+		['a service that rests', four({ tcp: { sport: 1, dport: 8106, ...SYN } }), 'held'],
+		['a service that rests, amid a flow', four({ tcp: { sport: 1, dport: 8106, flags: 'ack' } }), 'pass_no_backend'],
 		['a service on another address', four({ tcp: { sport: 1, dport: 8087, ...SYN } }), 'pass_not_ours'],
 		['a list that admits the node', four({ tcp: { sport: 1, dport: 8089, ...SYN } }), 'encap_node'],
 		['a list that denies the node', four({ tcp: { sport: 1, dport: 8090, ...SYN } }), 'drop_denied'],

@@ -304,7 +304,7 @@ function wrongUplink(
 				: m === n && equal(input, 0, out, 0, n)
 					? undefined
 					: 'edited';
-	if (verdict >= Verdict.DROP_MALFORMED) return action === 1 ? undefined : 'action';
+	if (verdict >= Verdict.HELD) return action === 1 ? undefined : 'action';
 	const kind = mark >>> 28;
 	// Is the way in one that a node or a client may take?
 	const tunnelled =

@@ -81,6 +81,11 @@ export const SERVICES = {
 	fourth: { port: 8103, four: ['task'] },
 	fifth: { port: 8104, four: ['task'] },
 	sixth: { port: 8105, four: ['task'] },
+	rests: { port: 8106, flags: FrontendFlag.FRONTEND_HOLDS },
+	restsDown: { port: 8107, four: ['dead'], six: ['dead'], flags: FrontendFlag.FRONTEND_HOLDS },
+	restsFour: { port: 8108, four: ['far'], flags: FrontendFlag.FRONTEND_HOLDS },
+	restsUdp: { port: 58, proto: UDP, flags: FrontendFlag.FRONTEND_HOLDS },
+	restsDenied: { port: 8109, flags: FrontendFlag.FRONTEND_HOLDS | FrontendFlag.FRONTEND_DENY, acl: 2 },
 } as const satisfies Record<string, Service>;
 export type ServiceName = keyof typeof SERVICES;
 export const serviceIndex = (name: ServiceName): number => Object.keys(SERVICES).indexOf(name) + 1;

@@ -9,7 +9,7 @@ import * as assert from 'uvu/assert';
 import { FlowKind, SettingsFlag } from '../../src/loader/layout.gen.js';
 import { waitFor } from '../support/wait.js';
 import { build, ETHER, fragments, frame, type Packet, PROTOCOL, print } from './packets.js';
-import { BACKENDS, type BackendName, fill, macOf, tableOf } from './services.js';
+import { BACKENDS, type BackendName, fill, macOf, serviceIndex, tableOf } from './services.js';
 import {
 	ACTIVE,
 	buildInterfaces,
@@ -300,6 +300,55 @@ if (insideNetns(import.meta.url, 'datapath: uplink_xdp')) {
 	test('a family without backends passes', () => {
 		untouched(tcp(8084, { six: true }), 'pass_no_backend');
 		expect(xdp(tcp(8084)), 'encap_node', 'tx');
+	});
+	for (const six of [false, true]) {
+		const records = () => {
+			const seen: { frontend: number; flow: string; len: number; frame: Uint8Array }[] = [];
+			w.store.held.listen((h, frame) => {
+				const flow = `${h.client}:${h.client_port} > ${h.addr}:${h.port} ${h.proto} if ${h.ifindex}`;
+				seen.push({ frontend: h.frontend, flow, len: h.len, frame });
+			})();
+			return seen;
+		};
+		const [client, at] = six ? [C6, A6] : [C4, A4];
+		test(`the first packet to a service that rests is held, with a copy for the agent, IPv${six ? 6 : 4}`, () => {
+			records();
+			for (const [p, name, port, proto] of [
+				[tcp(8106, { six, tcp: SYN }), 'rests', 8106, 6],
+				[tcp(8107, { six, tcp: SYN }), 'restsDown', 8107, 6],
+				[udp(58, { six }), 'restsUdp', 58, 17],
+			] as const) {
+				expect(xdp(p), 'held', 'drop');
+				const frame = build(p);
+				const flow = `${client}:30000 > ${at}:${port} ${proto} if ${UP0}`;
+				assert.equal(records(), [{ frontend: serviceIndex(name), flow, len: frame.length, frame }]);
+			}
+		});
+		test(`of another packet, of a denied client and of a long one no copy is made, IPv${six ? 6 : 4}`, () => {
+			records();
+			untouched(tcp(8106, { six }), 'pass_no_backend');
+			dropped(tcp(8107, { six }), 'drop_no_backend');
+			dropped(tcp(8109, { six, tcp: SYN }), 'drop_denied');
+			assert.equal(records(), []);
+			expect(xdp(udp(58, { six, data: 600 })), 'held', 'drop');
+			assert.equal(
+				records().map((r) => [r.frontend, r.len]),
+				[[serviceIndex('restsUdp'), 0]],
+			);
+		});
+	}
+	test('a family without backends passes where the other has some', () => {
+		untouched(tcp(8108, { six: true, tcp: SYN }), 'pass_no_backend');
+	});
+	test('a full ring holds nothing, and takes more once it was read', () => {
+		const syn = tcp(8106, { tcp: SYN });
+		let n = 0;
+		for (; xdp(syn).verdict === 'held'; n++) assert.ok(n < 10_000);
+		assert.ok(n > 100, String(n));
+		dropped(syn, 'drop_no_backend');
+		w.store.held.listen(() => undefined)();
+		expect(xdp(syn), 'held', 'drop');
+		w.store.held.listen(() => undefined)();
 	});
 	test('extension headers that are not followed pass', () => {
 		const extensions = ['destination', 'destination', 'destination', 'destination', 'destination'] as const;

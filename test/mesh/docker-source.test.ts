@@ -4,6 +4,7 @@ import * as assert from 'uvu/assert';
 import { BeelineError } from '../../src/errors.js';
 import { type DockerSource, type Feed, type FeedEvents, openDockerSource } from '../../src/mesh/sources/docker.js';
 import type { SwarmInfo, TaskReport } from '../../src/mesh/sources/docker-map.js';
+import type { Demand } from '../../src/mesh/sources/docker-scale.js';
 import { chooseVersion, createEngine, EngineError, parseDockerHost } from '../../src/mesh/sources/engine.js';
 import type { Membership } from '../../src/mesh/types.js';
 import { waitFor } from '../support/wait.js';
@@ -24,6 +25,10 @@ class FakeFeed implements Feed {
 	}
 	report(tasks: ReadonlyMap<string, TaskReport>, look: boolean): void {
 		this.said.push({ tasks, look });
+	}
+	asked: Demand[] = [];
+	demand(demand: Demand): void {
+		this.asked.push(demand);
 	}
 	problems(): readonly string[] {
 		return [];

@@ -39,6 +39,7 @@ function setUp() {
 		sizes: () => [{ map: 'vteps', entries: 2, maxEntries: 4096 }],
 		snapshot: () => state.snapshot,
 		runSeconds: () => state.run,
+		held: () => ({ waiting: 3, ended: { released: 2, expired: 1, crowded: 4 } }),
 		dns: () => ({
 			queries: {
 				answer: 9,

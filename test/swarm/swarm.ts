@@ -248,6 +248,10 @@ export class Swarm {
 		return JSON.parse(text) as T;
 	}
 
+	/** GET /metrics. */
+	async metrics(node: number): Promise<string> {
+		return (await this.#request(node, '/metrics')).text;
+	}
 	status(node: number): Promise<StatusView> {
 		return this.get(node, '/v1/status');
 	}

@@ -1,6 +1,8 @@
 /** Labels of a Docker service (DESIGN 7.4) → options. A label that cannot be read is reported and ignored. Pure. */
 import { BeelineError } from '../../errors.js';
-import type { ServiceOptions } from '../types.js';
+import type { ServiceOptions, ServiceSpec } from '../types.js';
+import { REPLICAS_LABEL } from './docker-scale.js';
+import { formatDuration, parseDuration } from './document.js';
 import { parseOptions } from './file.js';
 
 const PREFIX = 'beeline.';
@@ -18,6 +20,7 @@ export interface ServiceLabels {
 	/** Weight of a task on this node. */
 	readonly weightOf: (node: string) => number;
 	readonly problems: readonly LabelProblem[];
+	readonly scaleFromZero?: ServiceSpec['scaleFromZero'];
 }
 
 const list = (text: string): string[] =>
@@ -43,6 +46,9 @@ const OPTIONS: Readonly<Record<string, readonly [option: string, read: (text: st
 };
 
 const WEIGHT_MAX = 1000;
+const DEFAULT_IDLE_MS = 15 * 60_000;
+/** Nodes tell of their clients each five seconds. */
+const LEAST_IDLE_MS = 10_000;
 
 /** `3` for all, or `node1=2,node2=0`: nodes that are not named have 1. A text is a reason. */
 export function parseWeight(text: string): ((node: string) => number) | string {
@@ -66,6 +72,7 @@ export function parseLabels(service: string, labels: Readonly<Record<string, str
 	const problems: LabelProblem[] = [];
 	const good: Record<string, unknown> = {};
 	let weightOf = (_node: string): number => 1;
+	let scaleFromZero: ServiceSpec['scaleFromZero'];
 	for (const [label, text] of Object.entries(labels)) {
 		if (!label.startsWith(PREFIX)) continue;
 		const key = label.slice(PREFIX.length);
@@ -77,9 +84,16 @@ export function parseLabels(service: string, labels: Readonly<Record<string, str
 			continue;
 		}
 		if (key === 'scale-from-zero') {
-			if (text !== 'false') problem('has no effect: this version does not scale from zero');
+			const idleMs = text === 'true' ? DEFAULT_IDLE_MS : parseDuration(text);
+			if (text === 'false') continue;
+			if (idleMs === undefined || idleMs < LEAST_IDLE_MS)
+				problem(
+					`is ${JSON.stringify(text)}: expected true, false, or for how long nobody comes before it goes to rest, such as 10m (at least ${formatDuration(LEAST_IDLE_MS)})`,
+				);
+			else scaleFromZero = { idleMs };
 			continue;
 		}
+		if (label === REPLICAS_LABEL) continue;
 		const known = OPTIONS[key];
 		if (known === undefined) {
 			problem(`is no label of Beeline: expected one of ${Object.keys(OPTIONS).join(', ')}, weight, scale-from-zero`);
@@ -101,5 +115,10 @@ export function parseLabels(service: string, labels: Readonly<Record<string, str
 		if (Array.isArray(value)) good[option] = value.filter((v) => accepted([v]));
 		else if (accepted(value)) good[option] = value;
 	}
-	return { options: parseOptions(good), weightOf, problems };
+	return {
+		options: parseOptions(good),
+		weightOf,
+		problems,
+		...(scaleFromZero === undefined ? {} : { scaleFromZero }),
+	};
 }

@@ -128,6 +128,8 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 	/** When each task that serves, and is young, was first listed so. */
 	const since = new Map<string, number>();
 	let grown: NodeJS.Timeout | undefined;
+	/** Tasks that drained before: nobody who came later is their successor. */
+	const drained = new Set<string>();
 
 	/** Services whose tasks that serve are all young: what Swarm stops in their favour is kept until one of them is not. */
 	function young(): ReadonlySet<string> {
@@ -152,17 +154,18 @@ export function createLister(deps: ListerDeps, on: ListerEvents): Lister {
 		const ready = new Set(
 			kept.size === 0 ? [] : nodes.flatMap((n) => (n.Status?.State === 'ready' ? (n.ID ?? []) : [])),
 		);
-		on.onMapped(
-			mapAnswers({
-				nodes,
-				services,
-				networks,
-				tasks: [...tasks.values()],
-				reportOf: (t) => said.get(t.node)?.get(t.id),
-				keeps: (t) => kept.has(t.service) && ready.has(t.node),
-			}),
-			listed,
-		);
+		const keeps = (t: TaskFact) => kept.has(t.service) && ready.has(t.node) && !drained.has(t.id);
+		for (const id of drained) if (!tasks.has(id)) drained.delete(id);
+		const mapped = mapAnswers({
+			nodes,
+			services,
+			networks,
+			tasks: [...tasks.values()],
+			reportOf: (t) => said.get(t.node)?.get(t.id),
+			keeps,
+		});
+		for (const t of tasks.values()) if (stateOf(t) === 'draining' && !keeps(t)) drained.add(t.id);
+		on.onMapped(mapped, listed);
 	}
 
 	async function facts(path: string): Promise<TaskFact[]> {

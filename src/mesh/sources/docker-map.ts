@@ -33,7 +33,11 @@ interface RawPort {
 
 export interface RawService {
 	readonly ID?: string;
-	readonly Spec?: { readonly Name?: string; readonly Labels?: Readonly<Record<string, string>> | null };
+	readonly Spec?: {
+		readonly Name?: string;
+		readonly Labels?: Readonly<Record<string, string>> | null;
+		readonly Mode?: { readonly Replicated?: object };
+	};
 	readonly Endpoint?: {
 		readonly Ports?: readonly RawPort[] | null;
 		readonly VirtualIPs?: readonly { readonly NetworkID?: string; readonly Addr?: string }[] | null;
@@ -317,7 +321,22 @@ export function mapAnswers(answers: Answers): Mapped {
 			});
 		}
 		tasks.sort((a, b) => ((a.id as string) < (b.id as string) ? -1 : 1));
-		services.push({ name, ports, options: labels.options, tasks, ...(vips.length === 0 ? {} : { vips }) });
+		const { scaleFromZero } = labels;
+		const scales = s.Spec?.Mode?.Replicated !== undefined && ports.length > 0;
+		if (scaleFromZero !== undefined && !scales)
+			problems.push({
+				service: name,
+				label: 'beeline.scale-from-zero',
+				reason: `beeline.scale-from-zero has no effect: ${ports.length === 0 ? 'nothing of the service is published, so nobody comes by whom it would be woken' : 'only a replicated service can be scaled'}`,
+			});
+		services.push({
+			name,
+			ports,
+			options: labels.options,
+			tasks,
+			...(vips.length === 0 ? {} : { vips }),
+			...(scaleFromZero !== undefined && scales ? { scaleFromZero } : {}),
+		});
 	}
 	services.sort((a, b) => (a.name < b.name ? -1 : 1));
 	return { membership: { nodes, services, networks }, problems, skipped };

@@ -7,6 +7,7 @@ import type { Membership } from '../types.js';
 import { createLister, type Lister } from './docker-lister.js';
 import { type SwarmInfo, swarmInfo, type TaskReport, withOwn } from './docker-map.js';
 import { createOwn, type Own } from './docker-own.js';
+import { createScaler, type Demand, type Scaler } from './docker-scale.js';
 import { type Engine, EngineError } from './engine.js';
 import { shareMembership } from './file.js';
 
@@ -18,6 +19,8 @@ export interface Feed {
 	publish(membership: Membership, listed: boolean): void;
 	/** What befell this node's containers, all of it. `look`: a task may have begun to serve. */
 	report(reports: ReadonlyMap<string, TaskReport>, look: boolean): void;
+	/** What this node's clients want of services that may rest. */
+	demand(demand: Demand): void;
 	/** What is wrong with it, for the operator. */
 	problems(): readonly string[];
 	close(): Promise<void>;
@@ -27,6 +30,7 @@ export interface FeedEvents {
 	onMembership(membership: Membership): void;
 	/** A node, authenticated, says what befell its containers. */
 	onReport(nodeId: string, reports: ReadonlyMap<string, TaskReport>, look: boolean): void;
+	onDemand(nodeId: string, demand: Demand): void;
 }
 
 /** What was known last, for a worker that starts with no manager in reach. */
@@ -59,6 +63,8 @@ export interface DockerSource {
 	/** What an operator should know: labels without effect, nodes that were left out, the channel. */
 	problems(): readonly string[];
 	reload(): void;
+	/** To the managers' agents: what this node's clients want of services that may rest. */
+	demand(demand: Demand): void;
 	close(): Promise<void>;
 }
 
@@ -91,6 +97,7 @@ export function openDockerSource(
 	let current: Membership | undefined;
 	let error: BeelineError | undefined;
 	let lister: Lister | undefined;
+	let scaler: Scaler | undefined;
 	let mapProblems: readonly string[] = [];
 	let closed = false;
 	let infoTimer: NodeJS.Timeout | undefined;
@@ -123,6 +130,7 @@ export function openDockerSource(
 			lister?.reports(nodeId, reports);
 			if (look) lister?.dirty(false, { node: nodeId });
 		},
+		onDemand: (nodeId, demand) => scaler?.demand(nodeId, demand),
 	});
 	const own: Own = createOwn(
 		{ engine },
@@ -178,6 +186,12 @@ export function openDockerSource(
 		else on.onChange(current as Membership);
 	}
 
+	/** Of this manager among all: they act one after another. */
+	function rank(): number {
+		const ids = (info?.managers ?? []).map((m) => m.id).filter((id) => id !== info?.nodeId);
+		return ids.filter((id) => id < (info?.nodeId ?? '')).length;
+	}
+
 	function becomes(next: SwarmInfo): void {
 		const was = info;
 		info = next;
@@ -190,6 +204,7 @@ export function openDockerSource(
 						error = undefined;
 						mapProblems = [...m.skipped, ...m.problems.map((p) => `service ${p.service}: ${p.reason}`)];
 						feed.publish(m.membership, listed);
+						scaler?.update(m.membership, rank());
 						take(m.membership);
 					},
 					onError(e) {
@@ -201,10 +216,13 @@ export function openDockerSource(
 				},
 			);
 			lister.reports(next.nodeId, own.reports);
+			scaler = createScaler({ engine, log });
 		} else if (!next.manager && lister !== undefined) {
 			log('info', 'this node is no manager any more: it follows one');
 			lister.close();
 			lister = undefined;
+			scaler?.close();
+			scaler = undefined;
 			mapProblems = [];
 		}
 		feed.update(next);
@@ -279,11 +297,15 @@ export function openDockerSource(
 			},
 			current: () => current as Membership,
 			error: () => error,
-			problems: () => [...mapProblems, ...feed.problems()],
+			problems: () => [...mapProblems, ...(scaler?.problems() ?? []), ...feed.problems()],
 			reload() {
 				own.refresh();
 				lister?.dirty(true);
 				askInfo();
+			},
+			demand(demand) {
+				if (info !== undefined) scaler?.demand(info.nodeId, demand);
+				feed.demand(demand);
 			},
 			close,
 		};
@@ -297,6 +319,7 @@ export function openDockerSource(
 		clearTimeout(eventsTimer);
 		events?.close();
 		lister?.close();
+		scaler?.close();
 		own.close();
 		engine.close();
 		await feed.close();

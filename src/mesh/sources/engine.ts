@@ -1,5 +1,5 @@
 /**
- * The Engine API of this node's Docker, as far as it is needed: GET requests and the event stream. The only file that knows
+ * The Engine API of this node's Docker, as far as it is needed: GET requests, updates and the event stream. The only file that knows
  * how an engine is spoken to (docs/decisions/0011).
  */
 import { readFileSync } from 'node:fs';
@@ -88,6 +88,8 @@ export interface Engine {
 	readonly place: string;
 	/** @param path without version, with query. @throws EngineError */
 	get(path: string): Promise<unknown>;
+	/** @throws EngineError */
+	post(path: string, body: unknown): Promise<unknown>;
 	/**
 	 * The same for an answer that is a list: item by item as it arrives, so that a list of 20 000 tasks is never in memory as a
 	 * whole. Nothing counts that was handed over before it fails.
@@ -259,11 +261,21 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 	let version: Promise<string> | undefined;
 	let closed = false;
 
-	function ask(path: string, timeoutMs: number): { request: ClientRequest; answer: Promise<IncomingMessage> } {
+	function ask(
+		path: string,
+		timeoutMs: number,
+		body?: string,
+	): { request: ClientRequest; answer: Promise<IncomingMessage> } {
 		const options: RequestOptions = {
-			method: 'GET',
+			method: body === undefined ? 'GET' : 'POST',
 			path,
-			headers: { host: 'docker', accept: 'application/json' },
+			headers: {
+				host: 'docker',
+				accept: 'application/json',
+				...(body === undefined
+					? {}
+					: { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) }),
+			},
 			agent: false,
 			...(host.socketPath === undefined ? { host: host.host, port: host.port } : { socketPath: host.socketPath }),
 		};
@@ -289,13 +301,19 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 				failed(e);
 			});
 		});
-		request.end();
+		request.end(body);
 		return { request, answer };
 	}
 
-	async function getRaw(path: string, onItem?: (item: unknown) => void, members?: readonly string[]): Promise<unknown> {
+	async function getRaw(
+		path: string,
+		onItem?: (item: unknown) => void,
+		members?: readonly string[],
+		sent?: string,
+	): Promise<unknown> {
+		const verb = sent === undefined ? 'GET' : 'POST';
 		if (closed) throw new EngineError('the engine client is closed', undefined);
-		const { request, answer } = ask(path, answerMs);
+		const { request, answer } = ask(path, answerMs, sent);
 		const message = await answer;
 		const timer = setTimeout(() => request.destroy(new Error(`silent for ${answerMs / 1000} s`)), answerMs);
 		const parts: Buffer[] = [];
@@ -311,7 +329,7 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 			items?.end();
 		} catch (e) {
 			request.destroy();
-			throw new EngineError(`GET ${path} of ${host.place} broke off: ${(e as Error).message}`, undefined, e);
+			throw new EngineError(`${verb} ${path} of ${host.place} broke off: ${(e as Error).message}`, undefined, e);
 		} finally {
 			clearTimeout(timer);
 		}
@@ -322,12 +340,12 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 		try {
 			body = text === '' ? undefined : JSON.parse(text);
 		} catch (e) {
-			throw new EngineError(`GET ${path} of ${host.place}: ${status}, and no JSON`, status, e);
+			throw new EngineError(`${verb} ${path} of ${host.place}: ${status}, and no JSON`, status, e);
 		}
 		if (status >= 200 && status < 300) return body;
 		const said = (body as { message?: unknown } | undefined)?.message;
 		throw new EngineError(
-			`GET ${path} of ${host.place}: ${status} ${typeof said === 'string' ? said : message.statusMessage}`,
+			`${verb} ${path} of ${host.place}: ${status} ${typeof said === 'string' ? said : message.statusMessage}`,
 			status,
 		);
 	}
@@ -355,6 +373,7 @@ export function createEngine(host: EngineHost, answerMs = ANSWER_MS): Engine {
 	return {
 		place: host.place,
 		get: (path) => again(async () => getRaw(await versioned(path))),
+		post: (path, body) => again(async () => getRaw(await versioned(path), undefined, undefined, JSON.stringify(body))),
 		each: (path, onItem, members) => again(async () => void (await getRaw(await versioned(path), onItem, members))),
 		events(types, on) {
 			let request: ClientRequest | undefined;
