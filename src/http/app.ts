@@ -8,6 +8,7 @@ import { etagOf, known, unchanged } from './etag.js';
 import { streamEvents } from './events.js';
 import { type Env, guard, type TokenSource } from './guard.js';
 import { expected } from './invalid.js';
+import { PAGE } from './page/page.js';
 import { HttpProblem, problem } from './problem.js';
 import type { NodeView, ServiceView } from './schemas.js';
 import * as s from './schemas.js';
@@ -182,6 +183,18 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 		return next();
 	});
 
+	app.openapi(
+		know(
+			createRoute({
+				method: 'get',
+				path: '/',
+				summary: 'The live page: this node at a glance, in a browser',
+				security: bearer,
+				responses: { 200: { description: 'Page', content: { 'text/html': { schema: z.string() } } }, ...reading },
+			}),
+		),
+		(c) => c.html(tagged(c, PAGE.html), 200, PAGE.headers),
+	);
 	app.openapi(
 		know(
 			createRoute({
@@ -745,13 +758,6 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 				code: 'METHOD_NOT_ALLOWED',
 				detail: `${c.req.path} takes ${allow}`,
 				headers: { allow },
-			});
-		}
-		if (c.req.path === '/') {
-			return problem(c, {
-				status: 404,
-				code: 'NOT_AVAILABLE',
-				detail: `${c.req.path} is not available in this version`,
 			});
 		}
 		return problem(c, {

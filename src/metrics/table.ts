@@ -68,7 +68,7 @@ export const METRICS = {
 	backendNewFlows: {
 		name: 'beeline_backend_new_flows_total',
 		type: 'counter',
-		help: 'TCP flows (SYNs) that this node sent to a backend',
+		help: 'TCP and UDP flows that began at a backend of this node, whichever node received them',
 		unit: 'flows',
 		labels: ['service', 'backend', 'node'],
 	},
