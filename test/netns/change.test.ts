@@ -21,6 +21,11 @@ const build = () =>
 				backends,
 			},
 			{
+				name: 'next',
+				ports: [{ published: 8091, target: 80 }],
+				backends: backends.filter((b) => b.node === 'n3').slice(0, 1),
+			},
+			{
 				name: 'dns',
 				ports: [{ published: 8053, target: 53, protocol: 'udp' }],
 				options: { drainTimeout: '10m' },
@@ -301,6 +306,15 @@ scenario(
 			}
 			const report = await held.finish();
 			assert.equal([report.failures, report.moved], [{}, 0], JSON.stringify(report));
+		});
+
+		test('while nothing leads to the new backend, the one that is being drained serves', async ({ net, mesh }) => {
+			const absent = { node: 'n2', addresses: [net.address('n2t1').v4.replace(/\d+$/, '250')] };
+			await mesh.setBackends('next', [taskBackend(net, 'n3t1', { drain: true }), absent]);
+			const seen = async () =>
+				(await mesh.agent('n2').backends()).filter((b) => b.service === 'next').map((b) => `${b.node} ${b.state}`);
+			const report = await net.load('c1', ['-n', 100, '-c', 20, '-t', 1500, ...targets(net, ['n1', 'n3'], 8091)]);
+			assert.equal([report.failures, report.ok], [{}, 100], `${JSON.stringify(report)} ${await seen()}`);
 		});
 
 		test('twenty changes in a row under new connections: none fails', async ({ net, mesh }) => {
