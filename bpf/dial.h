@@ -12,6 +12,7 @@
 
 #define REVNAT_CTX struct __sk_buff
 #include <linux/if_packet.h>
+#include "owner.h"
 #include "reply.h"
 #include "hold.h"
 
@@ -37,39 +38,7 @@ INLINE bool is_zero(const struct in6_addr *a)
 /* Does a socket of this node own the flow that this would be a packet of? Its port is one that the node dials from. */
 GLOBAL int node_dialled(struct __sk_buff *skb, const struct packet *p)
 {
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
-	__u32 size;
-	bool has;
-
-	if (!p)
-		return false;
-	if (p->family == 4) {
-		t.ipv4.saddr = p->src.s6_addr32[3];
-		t.ipv4.daddr = p->dst.s6_addr32[3];
-		t.ipv4.sport = p->sport;
-		t.ipv4.dport = p->dport;
-		size = sizeof(t.ipv4);
-	} else {
-		__builtin_memcpy(t.ipv6.saddr, &p->src, 16);
-		__builtin_memcpy(t.ipv6.daddr, &p->dst, 16);
-		t.ipv6.sport = p->sport;
-		t.ipv6.dport = p->dport;
-		size = sizeof(t.ipv6);
-	}
-	if (p->proto == IPPROTO_TCP) {
-		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-		if (!sk)
-			return false;
-		has = sk->state != BPF_TCP_LISTEN;
-	} else {
-		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-		if (!sk)
-			return false;
-		has = sk->state == BPF_TCP_ESTABLISHED;
-	}
-	bpf_sk_release(sk);
-	return has;
+	return p && is_socket_flow(skb, p);
 }
 
 /* The frontend that a task dials, or 0. `at` becomes its address as other nodes know it: a gateway's is only ours. */

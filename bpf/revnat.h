@@ -15,6 +15,7 @@
 
 #include "maglev.h"
 #include "count.h"
+#include "owner.h"
 
 #define REVNAT_CANDIDATES 4
 #define ON_LINK_CANDIDATES 8
@@ -103,32 +104,18 @@ INLINE void client_spoke(const struct revnat_key *k, struct revnat *v, const str
  */
 NOINLINE bool socket_owns(REVNAT_CTX *ctx, const struct packet *p, const struct revnat_key *k, bool dialled)
 {
-	const struct in6_addr *remote = dialled ? &k->endpoint : &k->client, *local = dialled ? &k->client : &k->endpoint;
-	__be16 remote_port = dialled ? k->port : k->client_port, local_port = dialled ? k->client_port : k->port;
-	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock_tuple t = {};
 	struct bpf_sock *sk;
-	bool owns;
+	__u32 size;
 
 	if (p->proto != IPPROTO_TCP)
 		return false;
-	if (p->family == 4) {
-		tuple.ipv4.saddr = remote->s6_addr32[3];
-		tuple.ipv4.daddr = local->s6_addr32[3];
-		tuple.ipv4.sport = remote_port;
-		tuple.ipv4.dport = local_port;
-		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, remote, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, local, 16);
-		tuple.ipv6.sport = remote_port;
-		tuple.ipv6.dport = local_port;
-		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
-	}
-	if (!sk)
-		return false;
-	owns = sk->state != BPF_TCP_LISTEN;
-	bpf_sk_release(sk);
-	return owns;
+	if (dialled)
+		size = socket_tuple(&t, p->family, &k->endpoint, k->port, &k->client, k->client_port);
+	else
+		size = socket_tuple(&t, p->family, &k->client, k->client_port, &k->endpoint, k->port);
+	sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	return sk ? has_flow(sk, true) : false;
 }
 
 /*

@@ -9,6 +9,7 @@
 #include "rewrite.h"
 #include "icmp.h"
 #include "mark.h"
+#include "owner.h"
 #include "kernel_conntrack.h"
 
 /* Where a packet is about to go, and on whose behalf. */
@@ -523,52 +524,10 @@ INLINE int tunnelled(struct xdp_md *ctx, struct packet *p, const struct settings
 	return TO_BE_SENT;
 }
 
-/* A listener, or a UDP socket that is not connected, is no proof of a flow. */
-INLINE bool has_flow(struct bpf_sock *sk, bool tcp)
-{
-	bool has = tcp ? sk->state != BPF_TCP_LISTEN : sk->state == BPF_TCP_ESTABLISHED;
-
-	bpf_sk_release(sk);
-	return has;
-}
-
-/* The flow as the kernel's tables know it. Returns the length that matters, which is the family. */
-INLINE __u32 tuple_of(struct bpf_sock_tuple *t, const struct packet *p)
-{
-	if (p->family == 4) {
-		t->ipv4.saddr = p->src.s6_addr32[3];
-		t->ipv4.daddr = p->dst.s6_addr32[3];
-		t->ipv4.sport = p->sport;
-		t->ipv4.dport = p->dport;
-		return sizeof(t->ipv4);
-	}
-	__builtin_memcpy(t->ipv6.saddr, &p->src, 16);
-	__builtin_memcpy(t->ipv6.daddr, &p->dst, 16);
-	t->ipv6.sport = p->sport;
-	t->ipv6.dport = p->dport;
-	return sizeof(t->ipv6);
-}
-
 /* Does a socket of this node own the flow? Asked for ports that its sockets may use as source ports. */
 GLOBAL int socket_has(struct xdp_md *ctx, const struct packet *p)
 {
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
-	__u32 size;
-
-	if (!p)
-		return false;
-	size = tuple_of(&t, p);
-	if (p->proto == IPPROTO_TCP) {
-		sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
-		if (sk) {
-			asm volatile("" ::: "memory");
-			return has_flow(sk, true);
-		}
-		return false;
-	}
-	sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
-	return sk ? has_flow(sk, false) : false;
+	return p && is_socket_flow(ctx, p);
 }
 
 /*

@@ -23,10 +23,10 @@ import {
 	VERDICTS,
 } from '../loader/layout.gen.js';
 import { withEndpointTasks } from '../mesh/endpoints.js';
-import { type DatapathOptions, type Entries, endpointsOf, entries, undeliverable } from '../mesh/entries.js';
+import { type DatapathOptions, entries, undeliverable } from '../mesh/entries.js';
 import { createIds } from '../mesh/ids.js';
 import { createMaglevPool } from '../mesh/maglev.js';
-import { type Health, type Mesh, type MeshBackend, plan } from '../mesh/plan.js';
+import { type Health, type Mesh, plan } from '../mesh/plan.js';
 import { createReconciler, type Reconciler } from '../mesh/reconcile.js';
 import { createEngine, parseDockerHost } from '../mesh/sources/engine.js';
 import type { Membership } from '../mesh/types.js';
@@ -38,7 +38,8 @@ import { createPlugin, type Plugin } from '../plugin/host.js';
 import type { AgentApi, AgentEvent } from './api.js';
 import { AgentError } from './api.js';
 import { type Asked, asked, holds, NOTHING_HELD, newIn } from './asked.js';
-import { createApi } from './commands.js';
+import { Attachments } from './attachments.js';
+import { createApi, type Known } from './commands.js';
 import { Encryption, readSecret, removeEncryption } from './encryption.js';
 import { type Run, run as runCommand } from './exec.js';
 import { FactReader, knownPart } from './facts.js';
@@ -49,7 +50,8 @@ import { watchKernel, watchRules } from './monitor.js';
 import type { Closed, Look } from './namespace-job.js';
 import { createVisitor, mergeAttached, type Namespaces, watchNamespaces } from './namespaces.js';
 import { createNetworks } from './networks.js';
-import { turnOffOffloads, turnOnOffload } from './offloads.js';
+import { createNewcomers } from './newcomers.js';
+import { turnOnOffload } from './offloads.js';
 import { netnsOfContainer, Overlay, removeOverlay } from './overlay.js';
 import { Peers } from './peers.js';
 import { listening, localPortRange, reservePorts } from './ports.js';
@@ -119,8 +121,6 @@ const FULL_MS = 30_000;
 const FIND_AGAIN_MS = 250;
 /** Between looks at what listens on published ports. */
 const SOCKETS_MS = 3000;
-/** How long a backend that came while no agent ran may wait for its node's agent. */
-const NEWCOMERS_WAIT_MS = 15_000;
 const BACKOFF_MS = [200, 500, 1000, 2000, 5000, 10_000];
 const HEALTHY: Health = { downNodes: new Set(), downBackends: new Set() };
 /** On a node's first start all may be starting: one that was never heard is not down before. */
@@ -166,6 +166,10 @@ function servedPorts(d: Datapath): Set<string> {
 	return out;
 }
 
+type Writable<T> = { -readonly [K in keyof T]: T[K] };
+/** What is known, to the loop. */
+type LoopState = Writable<Omit<Known, 'recent'>> & { readonly recent: Writable<Known['recent']> };
+
 /**
  * Opens the datapath, brings it to what the source says and keeps it there.
  * @throws BeelineError, LoaderError: one sentence; nothing that ran before is changed
@@ -197,8 +201,6 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 	let observed: Membership = source.current();
 	let membership: Membership = withEndpointTasks(observed);
 	let readAt = new Date();
-	/** Of the membership that the maps follow. */
-	let appliedReadAt = readAt;
 	try {
 		return await start();
 	} catch (e) {
@@ -248,6 +250,18 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				conntrack_half_open: config.datapath.maxHalfOpen,
 			},
 		});
+		const known: LoopState = {
+			config,
+			mesh: undefined,
+			planned: undefined,
+			entries: undefined,
+			local: undefined,
+			readAt,
+			ready: false,
+			closed: false,
+			trace: false,
+			recent: { runs: 0, errors: 0, lastAt: null, lastMs: null, lastError: null },
+		};
 		const fresh = d.newMaps.length > 0;
 		let state: AgentState = readState(stateFile);
 		const pool = createMaglevPool();
@@ -277,9 +291,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		});
 		const oldMark = d.store.settings.get().mark;
 		const gatewayBridge = createGateway(run, {
-			...(config.gatewayBridge.subnet === undefined ? {} : { subnet: config.gatewayBridge.subnet }),
-			icc: config.gatewayBridge.enableIcc,
-			masquerade: config.gatewayBridge.enableIpMasquerade,
+			...(known.config.gatewayBridge.subnet === undefined ? {} : { subnet: known.config.gatewayBridge.subnet }),
+			icc: known.config.gatewayBridge.enableIcc,
+			masquerade: known.config.gatewayBridge.enableIpMasquerade,
 		});
 		// Whose sockets they were is gone.
 		d.store.nameServices.deleteMany([...d.store.nameServices.entries()].map(([cookie]) => cookie));
@@ -297,7 +311,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** Bridges that hold the gateway of tasks, backends here or not. */
 		const bridges = [
 			GATEWAY_BRIDGE,
-			...(config.membership.source === 'docker' || config.dockerPlugin !== undefined ? ['docker_gwbridge'] : []),
+			...(known.config.membership.source === 'docker' || known.config.dockerPlugin !== undefined
+				? ['docker_gwbridge']
+				: []),
 		];
 		let plugin: Plugin | undefined;
 		const overlay = new Overlay({
@@ -307,15 +323,16 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			save: (next) => saveState({ ...state, overlay: next }),
 			reserved: (network) => plugin?.driver.reserved(network) ?? new Set(),
 		});
-		const underlayMtu = () => (local === undefined ? undefined : Math.min(...local.facts.uplinks.map((u) => u.mtu)));
+		const underlayMtu = () =>
+			known.local === undefined ? undefined : Math.min(...known.local.facts.uplinks.map((u) => u.mtu));
 		const networks = createNetworks({
 			overlay,
 			state: () => state.overlay,
 			membership: () => membership,
-			self: () => config.node.name,
+			self: () => known.config.node.name,
 			underlayMtu,
 			netnsOfContainer,
-			meshVni: () => config.datapath.vni,
+			meshVni: () => known.config.datapath.vni,
 			place: source.place,
 			...(source.addresses === undefined ? {} : { addresses: source.addresses }),
 			routes: () => routedPrefixes(run),
@@ -326,9 +343,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const encryption = new Encryption({
 			run,
 			...(secret === undefined ? {} : { secret }),
-			vxlanPort: config.datapath.vxlanPort,
-			keyPort: config.datapath.keyPort,
-			intervalMs: config.datapath.keyInterval,
+			vxlanPort: known.config.datapath.vxlanPort,
+			keyPort: known.config.datapath.keyPort,
+			intervalMs: known.config.datapath.keyInterval,
 			state: () => state.encryption,
 			save: (next) => saveState({ ...state, encryption: next }),
 			attach: (ifindex) => d.attachEsp(ifindex),
@@ -359,45 +376,38 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		});
 
 		// ---- state of the loop ----
-		let mesh: Mesh | undefined;
-		/** What `mesh` was planned from. */
-		let planned: Membership | undefined;
-		let local: Local | undefined;
-		/** What `local` was read for. */
+		/** What `known.local` was read for. */
 		let seen: Asked | undefined;
-		let now: Entries | undefined;
 		let vipsNow: VipEntries | undefined;
 		let namespaces: Namespaces | undefined;
 		const visitor = createVisitor();
 		let health = HEALTHY;
 		let committed = false;
-		let isReady = false;
-		let closed = false;
-		let trace = false;
 		let verdictReaders = 0;
-		const attachErrors = new Map<string, string>();
 		const warnings = new Map<string, string>();
-		const attached = new Map<number, { name: string; mode: 'native' | 'generic' }>();
-		const endpoints = new Set<number>();
-		const gateways = new Set<number>();
-		const recent = {
-			runs: 0,
-			errors: 0,
-			lastAt: null as string | null,
-			lastMs: null as number | null,
-			lastError: null as string | null,
-		};
+		const attachments = new Attachments({
+			datapath: d,
+			run,
+			log,
+			xdp: () => known.config.datapath.xdp,
+			names: () => known.local?.names,
+			isClosed: () => known.closed,
+			warnings,
+			onOffloads: (device, features) =>
+				saveState({ ...state, offloads: [...state.offloads, ...features.map((feature) => ({ device, feature }))] }),
+			onDone: () => mark('programs of new interfaces', false),
+		});
 		const listeners = new Set<(e: AgentEvent) => void>();
 		const emit = (e: AgentEvent) => {
 			for (const l of listeners) l(e);
 		};
 
 		const options = (): DatapathOptions => ({
-			vni: config.datapath.vni,
-			vxlanPort: config.datapath.vxlanPort,
-			staleAfterMs: config.datapath.staleAfter,
-			returnPath: config.datapath.returnPath,
-			trace: trace || verdictReaders > 0,
+			vni: known.config.datapath.vni,
+			vxlanPort: known.config.datapath.vxlanPort,
+			staleAfterMs: known.config.datapath.staleAfter,
+			returnPath: known.config.datapath.returnPath,
+			trace: known.trace || verdictReaders > 0,
 		});
 
 		// ---- metrics ----
@@ -406,7 +416,9 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** Slots in transition of the services that have any. */
 		const movingBy = (): Map<string, number> => {
 			const moving = reconciler.moving();
-			return now === undefined || moving.size === 0 ? new Map() : views.movingByService(now, moving);
+			return known.entries === undefined || moving.size === 0
+				? new Map()
+				: views.movingByService(known.entries, moving);
 		};
 		const metrics = createMetrics({
 			version: deps.version,
@@ -415,23 +427,23 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			held: () => resting.counters(),
 			programs: PROGRAMS,
 			verdicts: VERDICTS,
-			counters: () => (closed ? undefined : d.store.counters()),
-			sizes: () => (closed ? [] : d.store.sizes()),
-			runSeconds: () => (closed ? undefined : views.runSeconds(d)),
+			counters: () => (known.closed ? undefined : d.store.counters()),
+			sizes: () => (known.closed ? [] : d.store.sizes()),
+			runSeconds: () => (known.closed ? undefined : views.runSeconds(d)),
 			dns: () => names.counters(),
 			snapshot(): MetricsSnapshot | undefined {
-				if (now === undefined || mesh === undefined || closed) return undefined;
+				if (known.entries === undefined || known.mesh === undefined || known.closed) return undefined;
 				if (Date.now() - flowsAt > 10_000) {
 					// Counting goes through every flow: not more often than Prometheus usually asks.
-					flowsBy = new Map([...mesh.services.keys()].map((s) => [s, 0]));
-					const byRef = views.backendsByIndex(now);
+					flowsBy = new Map([...known.mesh.services.keys()].map((s) => [s, 0]));
+					const byRef = views.backendsByIndex(known.entries);
 					for (const f of d.store.flows(1_000_000).flows) {
 						const s = byRef.get(f.ref & REF_INDEX_MASK)?.service;
 						if (s !== undefined) flowsBy.set(s, (flowsBy.get(s) ?? 0) + 1);
 					}
 					flowsAt = Date.now();
 				}
-				return views.metricsSnapshot(now, mesh, local, peers.views(), {
+				return views.metricsSnapshot(known.entries, known.mesh, known.local, peers.views(), {
 					flows: flowsBy,
 					moving: movingBy(),
 					problems: source.problems().length,
@@ -456,7 +468,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** The first run waits for what it is to know; causes that come before are in it. */
 		let begun = false;
 		function schedule(inMs: number): void {
-			if (closed || !begun) return;
+			if (known.closed || !begun) return;
 			const at = performance.now() + inMs;
 			if (timer !== undefined && timerAt <= at) return;
 			clearTimeout(timer);
@@ -485,7 +497,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		async function loop(): Promise<void> {
-			if (running !== undefined || closed) return;
+			if (running !== undefined || known.closed) return;
 			running = once().finally(() => {
 				running = undefined;
 				// What was marked during the run may have found its timer ended: the run's own next look must not hide it.
@@ -522,200 +534,18 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 
 		function updatePeers(nodes: Iterable<{ name: string; address: string }>, digest: bigint): void {
-			const vtep = membership.nodes.find((n) => n.name === config.node.name)?.address;
+			const vtep = membership.nodes.find((n) => n.name === known.config.node.name)?.address;
 			if (vtep === undefined) return;
-			const { vni, vxlanPort, returnPath } = config.datapath;
+			const { vni, vxlanPort, returnPath } = known.config.datapath;
 			const wantsDsr = returnPath === 'auto' && membership.services.some((s) => s.options.returnPath === 'auto');
-			peers.update({ self: config.node.name, vtep, vni, vxlanPort, nodes, digest, wantsDsr });
+			peers.update({ self: known.config.node.name, vtep, vni, vxlanPort, nodes, digest, wantsDsr });
 		}
 
-		/**
-		 * Programs of new interfaces are attached beside the loop, and what is attached is looked at in full looks only: each such
-		 * call waits for the kernel's one lock of all interfaces, which containers that come and go hold for hundreds of
-		 * milliseconds, just when one that died must go.
-		 */
-		const attaching = new Set<string>();
-		let besides: Promise<void> = Promise.resolve();
-		function attachEnded(key: string, ifindex: number, into: Set<number>, failure?: { readonly error: unknown }): void {
-			if (failure === undefined) {
-				into.add(ifindex);
-				attachErrors.delete(key);
-			} else {
-				const name = local?.names.get(ifindex) ?? `interface ${ifindex}`;
-				attachErrors.set(key, `${name}: ${sentence(failure.error)}`);
-			}
-		}
-		function attachBeside(key: string, ifindex: number, into: Set<number>, attach: () => Promise<void>): void {
-			if (attaching.has(key)) return;
-			attaching.add(key);
-			besides = besides.then(async () => {
-				try {
-					if (closed) return;
-					await attach();
-					attachEnded(key, ifindex, into);
-				} catch (error) {
-					attachEnded(key, ifindex, into, { error });
-				}
-				attaching.delete(key);
-				if (attaching.size === 0) mark('programs of new interfaces', false);
-			});
-		}
-		/** `known`: also those that are attached already. `beside`: new ones later. */
-		function attachTo(
-			kind: 'endpoint' | 'gateway',
-			wanted: Iterable<number>,
-			how: { readonly known: boolean; readonly beside: boolean },
-			attach: { readonly now: (ifindex: number) => unknown; readonly beside: (ifindex: number) => Promise<void> },
-		): void {
-			const into = kind === 'endpoint' ? endpoints : gateways;
-			const all = new Set(wanted);
-			for (const ifindex of all) {
-				const key = `${kind} ${ifindex}`;
-				const known = into.has(ifindex);
-				if ((known && !how.known) || attaching.has(key)) continue;
-				if (!known && how.beside) {
-					attachBeside(key, ifindex, into, () => attach.beside(ifindex));
-					continue;
-				}
-				try {
-					attach.now(ifindex);
-					attachEnded(key, ifindex, into);
-				} catch (error) {
-					attachEnded(key, ifindex, into, { error });
-				}
-			}
-			for (const key of attachErrors.keys())
-				if (key.startsWith(`${kind} `) && !all.has(Number(key.slice(kind.length + 1)))) attachErrors.delete(key);
-		}
-		const attachEndpoints = (wanted: ReadonlySet<number>, how: { readonly known: boolean; readonly beside: boolean }) =>
-			attachTo('endpoint', wanted, how, {
-				now: (ifindex) => d.attachEndpoint(ifindex),
-				beside: (ifindex) => d.attachEndpointAsync(ifindex),
-			});
-		/** Backends of this node whose endpoint has no program yet. */
-		function unattached(m: Mesh, l: Local): string[] {
-			const waits = (b: MeshBackend) => {
-				const [at4, at6] = endpointsOf(b, l.facts.endpoints);
-				const endpoint = at4 ?? at6;
-				return endpoint !== undefined && attaching.has(`endpoint ${endpoint.ifindex}`);
-			};
-			if (attaching.size === 0) return [];
-			return [...m.services.values()].flatMap((s) =>
-				s.backends.filter((b) => b.node === m.self && !b.gone && waits(b)).map((b) => b.key),
-			);
-		}
-
-		function attachGateways(l: Local, how: { readonly known: boolean; readonly beside: boolean }): void {
-			const wanted = l.facts.gateways;
-			const isOwn = (ifindex: number) => wanted.get(ifindex)?.ifindex === ifindex;
-			attachTo('gateway', wanted.keys(), how, {
-				now: (ifindex) => d.attachGateway(ifindex, isOwn(ifindex)),
-				beside: (ifindex) => d.attachGatewayAsync(ifindex, isOwn(ifindex)),
-			});
-			for (const ifindex of gateways) {
-				if (wanted.has(ifindex)) continue;
-				if (l.names.has(ifindex)) d.detachGateway(ifindex);
-				else d.forgetGateway(ifindex);
-				gateways.delete(ifindex);
-			}
-		}
-
-		async function attachUplinks(l: Local): Promise<void> {
-			for (const { link, l3 } of l.uplinks) {
-				try {
-					const a = d.attachUplink({
-						ifindex: link.ifindex,
-						name: link.name,
-						mode: config.datapath.xdp,
-						mtu: Math.max(link.mtu, l3.mtu),
-					});
-					attachErrors.delete(`uplink ${link.ifindex}`);
-					if (attached.get(link.ifindex)?.mode === a.mode) continue;
-					attached.set(link.ifindex, { name: link.name, mode: a.mode });
-					log.info({ uplink: link.name, mode: a.mode, program: a.program, via: a.via }, 'uplink attached');
-					try {
-						const off = await turnOffOffloads(run, link.name, a.mode);
-						if (off.length > 0) {
-							log.info({ uplink: link.name, off }, 'offloads that hide frames from XDP are off');
-							warnings.set(
-								`offloads ${link.name}`,
-								`${link.name}: ${off.join(', ')} turned off, because they hide frames from XDP; given back on detach`,
-							);
-							saveState({
-								...state,
-								offloads: [...state.offloads, ...off.map((feature) => ({ device: link.name, feature }))],
-							});
-						}
-					} catch (e) {
-						warnings.set(
-							`offloads ${link.name}`,
-							`${link.name}: offloads cannot be read (${sentence(e)}): turn rxvlan and lro off yourself`,
-						);
-					}
-					if (a.mode === 'generic') {
-						warnings.set(
-							`mode ${link.name}`,
-							config.datapath.xdp === 'generic'
-								? `${link.name}: datapath.xdp is generic, so packets take the slower way: auto lets the driver do it where it can`
-								: `${link.name}: its driver has no native XDP, so packets take the slower generic way`,
-						);
-					} else warnings.delete(`mode ${link.name}`);
-				} catch (e) {
-					attachErrors.set(`uplink ${link.ifindex}`, sentence(e));
-				}
-			}
-			const wanted = new Set(l.uplinks.map((u) => u.link.ifindex));
-			for (const [ifindex, a] of attached) {
-				if (wanted.has(ifindex)) continue;
-				d.detachUplink(ifindex);
-				attached.delete(ifindex);
-				attachErrors.delete(`uplink ${ifindex}`);
-				warnings.delete(`mode ${a.name}`);
-				warnings.delete(`offloads ${a.name}`);
-				log.info({ uplink: a.name }, 'uplink detached');
-			}
-		}
-
-		/** Attachments of an earlier agent that nothing wants any more. */
-		function adopt(): void {
-			for (const a of d.status().attachments) {
-				if (a.ifindex === undefined || a.severed) continue;
-				if (a.slot === 'uplink_xdp') attached.set(a.ifindex, { name: String(a.ifindex), mode: a.mode ?? 'native' });
-				if (a.slot === 'endpoint_tc') endpoints.add(a.ifindex);
-				if (a.slot === 'gateway_tc') gateways.add(a.ifindex);
-			}
-		}
-
-		/** Other nodes' backends that came while no agent ran here: until when they wait for their node, ms. */
-		let waiting: Map<string, { readonly node: string; readonly until: number }> | undefined;
-		/** What an earlier agent had sent to; undefined: there was none, and everything is new everywhere. */
-		const before = served.size === 0 ? undefined : new Set([...d.store.backends.entries()].map(([, row]) => row.mac));
-
-		/**
-		 * Keys of backends whose node does not know them yet: its digest, in its answers to probes, is not ours. Agents that
-		 * were stopped start seconds or minutes apart; flows sent there meanwhile would all be sent on by that node. (While
-		 * agents run, it is a matter of milliseconds, and the datapath's.)
-		 */
-		function newcomers(m: Mesh): string[] {
-			if (waiting === undefined) {
-				waiting = new Map();
-				const until = nowMs() + NEWCOMERS_WAIT_MS;
-				for (const s of before === undefined ? [] : m.services.values()) {
-					for (const b of s.backends) {
-						if (b.node !== m.self && before?.has(b.mac) === false) waiting.set(b.key, { node: b.node, until });
-					}
-				}
-			}
-			if (waiting.size === 0) return [];
-			const views = peers.views();
-			for (const [key, w] of waiting) {
-				const theirs = views.get(w.node)?.digest;
-				// A node that does not answer is no reason to wait: whether it is down is another question.
-				if (nowMs() >= w.until || theirs === undefined || theirs === null || theirs === m.digest) waiting.delete(key);
-			}
-			if (waiting.size > 0) mark('new backends', false, 100);
-			return [...waiting.keys()];
-		}
+		const newcomers = createNewcomers({
+			before: served.size === 0 ? undefined : new Set([...d.store.backends.entries()].map(([, row]) => row.mac)),
+			nowMs,
+			views: () => peers.views(),
+		});
 
 		/** VNIs of networks that Docker names by their ids; nobody dials a VIP of the ingress network. */
 		function vnisOf(networkIds: readonly string[]): number[] {
@@ -743,7 +573,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 		async function closeSockets(gone: readonly GoneBackend[]): Promise<void> {
 			for (const vni of new Set(gone.map((g) => g.network))) {
-				if (closed) return;
+				if (known.closed) return;
 				const id = membership.networks.find((n) => n.vni === vni)?.id;
 				const addresses = gone.filter((g) => g.network === vni).map((g) => g.address);
 				const done: Closed[] = [];
@@ -769,7 +599,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** The interface that encrypts is in the map while it is there, and its program on it. */
 		async function encrypt(looks: boolean): Promise<void> {
 			const ifindex = await encryption.update({
-				self: config.node.name,
+				self: known.config.node.name,
 				nodes: membership.nodes,
 				networks: membership.networks,
 				attached: new Set(networks.facts().map((f) => f.vni)),
@@ -782,19 +612,19 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		function commit(): void {
 			d.commit();
 			committed = true;
-			adopt();
+			attachments.adopt();
 		}
 
 		const reader = new FactReader(
 			(m) =>
 				locals.collect({
 					mesh: m,
-					address: config.node.address,
-					uplinks: config.uplinks,
-					vxlanPort: config.datapath.vxlanPort,
-					httpPorts: ownPorts(config),
-					...(config.datapath.secretFile === undefined ? {} : { keyPort: config.datapath.keyPort }),
-					acceptFirewallBypass: config.datapath.acceptFirewallBypass,
+					address: known.config.node.address,
+					uplinks: known.config.uplinks,
+					vxlanPort: known.config.datapath.vxlanPort,
+					httpPorts: ownPorts(known.config),
+					...(known.config.datapath.secretFile === undefined ? {} : { keyPort: known.config.datapath.keyPort }),
+					acceptFirewallBypass: known.config.datapath.acceptFirewallBypass,
 					gateways: bridges,
 				}),
 			(again) => mark('facts of this node', again),
@@ -814,14 +644,14 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			takenAt = performance.now();
 			clearTimeout(findAgain);
 			const lost = [...found.local.problems.keys()];
-			if (lost.some((a) => local?.problems.has(a) !== true)) findAgainMs = 0;
+			if (lost.some((a) => known.local?.problems.has(a) !== true)) findAgainMs = 0;
 			if (lost.length > 0) {
 				findAgainMs = Math.min(FULL_MS, Math.max(FIND_AGAIN_MS, findAgainMs * 2));
 				findAgain = setTimeout(() => mark('an endpoint that was not found', true), findAgainMs);
 			}
 			seen = found.asked;
-			local = found.local;
-			for (const e of await networks.reap(local.names, found.at))
+			known.local = found.local;
+			for (const e of await networks.reap(known.local.names, found.at))
 				log.info(`endpoint ${e.id}: its namespace is gone, and it with it`);
 			keepFacts(found.local);
 			return found.local;
@@ -835,7 +665,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			const since = dirtySince ?? began;
 			const rereads = needsLocal || dirty.size === 0 || began - takenAt >= FULL_MS;
 			/** What is attached is looked at too. */
-			const whole = !isReady || began - attachedAt >= FULL_MS;
+			const whole = !known.ready || began - attachedAt >= FULL_MS;
 			dirty.clear();
 			wantedAt = Number.POSITIVE_INFINITY;
 			dirtySince = undefined;
@@ -862,10 +692,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				const planWith = (m: Membership, downNodes: ReadonlySet<string>) =>
 					plan({
 						membership: m,
-						self: config.node.name,
+						self: known.config.node.name,
 						health: { ...health, downNodes },
 						nowMs: nowMs(),
-						...(mesh === undefined ? {} : { previous: mesh }),
+						...(known.mesh === undefined ? {} : { previous: known.mesh }),
 					});
 				let nextMesh = planWith(full, health.downNodes);
 				const done = applyVips(nextMesh);
@@ -874,7 +704,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 
 				const wants = asked(nextMesh);
 				// Without facts, and where the membership says that this node is gone or another, nothing can be done before them.
-				if (local === undefined || nextMesh.nodes.get(config.node.name)?.address !== local.facts.vtep) {
+				if (
+					known.local === undefined ||
+					nextMesh.nodes.get(known.config.node.name)?.address !== known.local.facts.vtep
+				) {
 					await reader.read(nextMesh, wants);
 					took = await takeFacts();
 				} else {
@@ -883,44 +716,46 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					if (news !== undefined) coveringNews = covering;
 					held = news ?? NOTHING_HELD;
 				}
-				const l = local as Local;
+				const l = known.local as Local;
 				const downNodes = held.nodes.size === 0 ? health.downNodes : new Set([...health.downNodes, ...held.nodes]);
-				const part = knownPart(full, held, mesh);
+				const part = knownPart(full, held, known.mesh);
 				if (held.nodes.size > 0 || part !== full) nextMesh = planWith(part, downNodes);
 
-				mesh = nextMesh;
-				if (part === full) planned = nextPlanned;
-				updatePeers(mesh.nodes.values(), mesh.digest);
+				known.mesh = nextMesh;
+				if (part === full) known.planned = nextPlanned;
+				updatePeers(known.mesh.nodes.values(), known.mesh.digest);
 				const facts = { ...l.facts, overlay: networks.facts() };
 				// Maps that an earlier agent filled serve with the new programs as they are; new ones must be filled first.
 				if (!committed && !fresh) commit();
 				// Replies need their program before requests arrive.
 				const wantedEndpoints = new Set([...l.facts.endpoints.values()].map((x) => x.ifindex));
 				if (committed && (took !== undefined || whole))
-					attachEndpoints(wantedEndpoints, { known: whole, beside: isReady });
-				let e = entries(mesh, facts, options(), ids, nowMs(), now);
+					attachments.attachEndpoints(wantedEndpoints, { known: whole, beside: known.ready });
+				let e = entries(known.mesh, facts, options(), ids, nowMs(), known.entries);
+				const unheard = newcomers(known.mesh);
+				if (unheard.length > 0) mark('new backends', false, 100);
 				const down = new Set([
 					...undeliverable(e).keys(),
-					...newcomers(mesh),
+					...unheard,
 					...held.backends,
-					...unattached(mesh, l),
+					...attachments.unattached(known.mesh, l),
 				]);
 				if (down.size !== health.downBackends.size || [...down].some((k) => !health.downBackends.has(k))) {
 					health = { ...health, downBackends: down };
-					mesh = planWith(part, downNodes);
-					e = entries(mesh, facts, options(), ids, nowMs(), e);
+					known.mesh = planWith(part, downNodes);
+					e = entries(known.mesh, facts, options(), ids, nowMs(), e);
 				}
 				if (committed) errors.push(...networks.attachPrograms(d).values());
 				const result = await reconciler.reconcile(e, nowMs());
-				now = e;
+				known.entries = e;
 				resting.update(e);
-				if (!holds(held) && attaching.size === 0) appliedReadAt = readAtNow;
+				if (!holds(held) && !attachments.busy) known.readAt = readAtNow;
 				changes += result.rowsWritten + result.rowsDeleted + result.slotsChanged;
 				wakeAt = result.wakeAtMs;
 				for (const x of result.errors) errors.push(`${x.part}: ${x.message}`);
 				if (!committed && errors.length === 0) {
 					commit();
-					attachEndpoints(wantedEndpoints, { known: true, beside: false });
+					attachments.attachEndpoints(wantedEndpoints, { known: true, beside: false });
 					errors.push(...networks.attachPrograms(d).values());
 				}
 				if (committed) {
@@ -942,67 +777,69 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				}
 				// What is attached stays so unless the kernel said something: each look at a link is a system call or five.
 				if (committed && (took !== undefined || whole)) {
-					const failed = [...attachErrors.keys()].some((k) => k.startsWith('uplink '));
-					if (whole || uplinkNews || failed || l.facts.uplinks !== uplinksSeen) {
+					if (whole || uplinkNews || attachments.uplinkFailed || l.facts.uplinks !== uplinksSeen) {
 						uplinkNews = false;
 						uplinksSeen = l.facts.uplinks;
-						await attachUplinks(l);
+						await attachments.attachUplinks(l);
 					}
 					// The rows say so by now, and the programs do so where they are attached.
-					const watched = l.facts.sources === undefined || result.errors.length > 0 ? [] : [...attached.keys()];
+					const watched =
+						l.facts.sources === undefined || result.errors.length > 0 ? [] : [...attachments.uplinks.keys()];
 					sourcePorts.watch(
 						watched,
 						l.facts.uplinks.flatMap((u) => u.addresses),
 					);
-					attachGateways(l, { known: whole, beside: isReady });
+					attachments.attachGateways(l, { known: whole, beside: known.ready });
 					if (whole) attachedAt = began;
 					// Also what no plan knows any more, after a restart, may have flows: its row says so.
 					const inUse = new Set([...d.store.localBackends.entries()].map(([, row]) => row.ifindex));
-					for (const ifindex of endpoints) {
-						if (wantedEndpoints.has(ifindex) || inUse.has(ifindex)) continue;
-						if (l.names.has(ifindex)) d.detachEndpoint(ifindex);
-						else d.forgetEndpoint(ifindex);
-						endpoints.delete(ifindex);
-					}
+					attachments.detachEndpoints((ifindex) => wantedEndpoints.has(ifindex) || inUse.has(ifindex), l.names);
 				}
-				errors.push(...attachErrors.values());
+				errors.push(...attachments.errors());
 			} catch (e) {
 				errors.push(sentence(e));
 				log.debug({ err: e }, 'reconcile failed');
-				if (!isReady) firstFailure = e instanceof Error ? e : new Error(sentence(e));
+				if (!known.ready) firstFailure = e instanceof Error ? e : new Error(sentence(e));
 			}
 			const ms = performance.now() - began;
-			recent.runs++;
-			recent.lastAt = new Date().toISOString();
-			recent.lastMs = Math.round(ms * 100) / 100;
-			recent.lastError = errors[0] ?? null;
+			known.recent.runs++;
+			known.recent.lastAt = new Date().toISOString();
+			known.recent.lastMs = Math.round(ms * 100) / 100;
+			known.recent.lastError = errors[0] ?? null;
 			metrics.reconciled(ms / 1000);
 			if (errors.length > 0) {
-				recent.errors++;
+				known.recent.errors++;
 				metrics.reconcileFailed();
 				if (errors.join() !== lastLogged) for (const e of errors.slice(0, 10)) log.error(e);
 				lastLogged = errors.join();
 			} else {
 				lastLogged = '';
-				if (!holds(held) && attaching.size === 0) metrics.converged((performance.now() - since) / 1000);
+				if (!holds(held) && !attachments.busy) metrics.converged((performance.now() - since) / 1000);
 				else dirtySince = Math.min(dirtySince ?? since, since);
-				if (!isReady && local !== undefined && committed) {
-					isReady = true;
+				if (!known.ready && known.local !== undefined && committed) {
+					known.ready = true;
 					log.info(
-						{ ms: recent.lastMs, services: membership.services.length, nodes: membership.nodes.length },
+						{ ms: known.recent.lastMs, services: membership.services.length, nodes: membership.nodes.length },
 						'ready',
 					);
 					setTimeout(rehearse, REHEARSE_AFTER_MS).unref();
 				}
 			}
 			if (changes > LARGE_RUN_ROWS || number === 1) setTimeout(collectGarbage, COLLECT_AFTER_MS).unref();
-			if (changes > 0) log.debug({ cause, ms: recent.lastMs, changes }, 'reconciled');
+			if (changes > 0) log.debug({ cause, ms: known.recent.lastMs, changes }, 'reconciled');
 			if (changes > 0 || errors.length > 0) {
-				emit({ type: 'reconcile', at: recent.lastAt, cause, ms: recent.lastMs, changes, error: recent.lastError });
+				emit({
+					type: 'reconcile',
+					at: known.recent.lastAt,
+					cause,
+					ms: known.recent.lastMs,
+					changes,
+					error: known.recent.lastError,
+				});
 			}
 			for (const w of waiters.splice(0)) {
 				if (w.run <= number) w.look ??= w.kernel ? covering : coveringNews;
-				if (w.run > number || (w.look ?? 0) > reader.taken || attaching.size > 0) waiters.push(w);
+				if (w.run > number || (w.look ?? 0) > reader.taken || attachments.busy) waiters.push(w);
 				else if (errors.length > 0)
 					w.reject(new AgentError(503, 'NOT_APPLIED', `written, but not in force yet: ${errors[0]}`));
 				else w.resolve();
@@ -1012,7 +849,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				schedule(BACKOFF_MS[Math.min(failures++, BACKOFF_MS.length - 1)]!);
 			} else {
 				failures = 0;
-				const wakes = [mesh?.wakeAtMs, wakeAt].filter((x): x is number => x !== undefined);
+				const wakes = [known.mesh?.wakeAtMs, wakeAt].filter((x): x is number => x !== undefined);
 				const next = wakes.length === 0 ? FULL_MS : Math.min(FULL_MS, Math.max(10, Math.min(...wakes) - nowMs()));
 				schedule(next);
 			}
@@ -1023,7 +860,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		/** A change that is none: the first of a service would find its code cold, which is 20 ms with 100 000 backends. */
 		function rehearse(): void {
 			const [one, ...others] = observed.services;
-			if (closed || one === undefined) return;
+			if (known.closed || one === undefined) return;
 			membership = withEndpointTasks({ ...observed, services: [{ ...one }, ...others] });
 			mark('a rehearsal', false);
 		}
@@ -1039,7 +876,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		};
 		onRead = () => {
 			readAt = new Date();
-			if (dirty.size === 0 && running === undefined) appliedReadAt = readAt;
+			if (dirty.size === 0 && running === undefined) known.readAt = readAt;
 		};
 		onSame = () => {
 			readAt = new Date();
@@ -1062,7 +899,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			verdictReaders += change;
 			if (verdictReaders > 0 && stopVerdicts === undefined) {
 				stopVerdicts = d.store.events.listen((e: Event) => {
-					if (now !== undefined) emit(views.verdictEvent(e, now, local?.names, d.store.now()));
+					if (known.entries !== undefined)
+						emit(views.verdictEvent(e, known.entries, known.local?.names, d.store.now()));
 				});
 			} else if (verdictReaders === 0) {
 				stopVerdicts?.();
@@ -1081,48 +919,17 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			networks,
 			peers,
 			encryption,
-			known: {
-				get config() {
-					return config;
-				},
-				get mesh() {
-					return mesh;
-				},
-				get planned() {
-					return planned;
-				},
-				get entries() {
-					return now;
-				},
-				get local() {
-					return local;
-				},
-				get readAt() {
-					return appliedReadAt;
-				},
-				get ready() {
-					return isReady;
-				},
-				get leaving() {
-					return agent.leaving;
-				},
-				get closed() {
-					return closed;
-				},
-				get trace() {
-					return trace;
-				},
-				recent,
-				attached,
-				moving: movingBy,
-				warnings: () => [...warnings.values()],
-				namespacesProblem: () => namespaces?.problem(),
-				attachErrors: () => [...attachErrors.values()],
-			},
+			known,
+			attached: attachments.uplinks,
+			moving: movingBy,
+			isLeaving,
+			warnings: () => [...warnings.values()],
+			namespacesProblem: () => namespaces?.problem(),
+			attachErrors: () => attachments.errors(),
 			applied,
 			configure(next) {
-				config = next.config ?? config;
-				trace = next.trace ?? trace;
+				known.config = next.config ?? known.config;
+				known.trace = next.trace ?? known.trace;
 			},
 			subscribe(want, listener) {
 				listeners.add(listener);
@@ -1132,14 +939,14 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 					if (!open) return;
 					open = false;
 					listeners.delete(listener);
-					if (want.verdicts && !closed) verdictsWanted(-1);
+					if (want.verdicts && !known.closed) verdictsWanted(-1);
 				};
 			},
 		});
 
 		// ---- clocks and watchers ----
 		const beat = () => {
-			if (!committed || closed) return;
+			if (!committed || known.closed) return;
 			try {
 				d.store.settings.set({ ...d.store.settings.get(), heartbeat_ns: d.store.now() });
 			} catch (e) {
@@ -1148,7 +955,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		};
 		const heartbeat = setInterval(beat, HEARTBEAT_MS);
 		const settle = setInterval(() => {
-			if (!committed || closed || running !== undefined) return;
+			if (!committed || known.closed || running !== undefined) return;
 			try {
 				reconciler.settle();
 			} catch (e) {
@@ -1158,7 +965,8 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		const monitor = watchKernel(
 			(kind, line) => {
 				if (kind === 'kernel') {
-					if (/restarted/.test(line) || [...attached.values()].some((a) => line.includes(a.name))) uplinkNews = true;
+					if (/restarted/.test(line) || [...attachments.uplinks.values()].some((a) => line.includes(a.name)))
+						uplinkNews = true;
 					return mark('the kernel', true, 30);
 				}
 				const m = /^(?:Deleted )?(\S+) dev (\S+)(?: lladdr (\S+))?/.exec(line);
@@ -1197,12 +1005,12 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		// What listens on a published port by now, and rules that no monitor hears of: told within seconds.
 		let heard: string | undefined;
 		const sockets = setInterval(() => {
-			const ports = local?.allPublishedPorts;
+			const ports = known.local?.allPublishedPorts;
 			if (ports === undefined || ports.size === 0) return;
 			void listening(run, ports).then(
-				(now) => {
-					if (closed || heard === now) return;
-					heard = now;
+				(what) => {
+					if (known.closed || heard === what) return;
+					heard = what;
 					mark('a socket', true);
 				},
 				() => undefined,
@@ -1234,10 +1042,10 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		}
 		async function rest(): Promise<void> {
 			stop();
-			closed = true;
+			known.closed = true;
 			await running;
 			await reader.idle();
-			await besides;
+			await attachments.idle();
 			clearTimeout(timer);
 			clearTimeout(findAgain);
 			await names.close();
@@ -1247,6 +1055,20 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			// It writes what it remembers.
 			await closing;
 		}
+		function isLeaving(): boolean {
+			const self = membership.nodes.find((n) => n.name === known.config.node.name);
+			if (self === undefined) return true;
+			if (!self.drained) return false;
+			// Clients still dial a drained node. Where nobody else answers them the tables serve on.
+			const { publishedPorts, facts } = known.local ?? { publishedPorts: new Set<number>(), facts: undefined };
+			const kernel = new Set([...(facts?.kernelPorts ?? [])].map((k) => k & 0xffff));
+			const alone = [...publishedPorts].filter((p) => !kernel.has(p));
+			if (alone.length > 0)
+				log.warn(
+					`this node is drained, but the kernel's own mesh does not answer ${alone.slice(0, 8).join(', ')}: the datapath stays (beeline detach removes it)`,
+				);
+			return alone.length === 0;
+		}
 		const agent: Agent = {
 			api,
 			metrics,
@@ -1254,18 +1076,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 				return plugin?.driver;
 			},
 			get leaving() {
-				const self = membership.nodes.find((n) => n.name === config.node.name);
-				if (self === undefined) return true;
-				if (!self.drained) return false;
-				// Clients still dial a drained node. Where nobody else answers them the tables serve on.
-				const { publishedPorts, facts } = local ?? { publishedPorts: new Set<number>(), facts: undefined };
-				const kernel = new Set([...(facts?.kernelPorts ?? [])].map((k) => k & 0xffff));
-				const alone = [...publishedPorts].filter((p) => !kernel.has(p));
-				if (alone.length > 0)
-					log.warn(
-						`this node is drained, but the kernel's own mesh does not answer ${alone.slice(0, 8).join(', ')}: the datapath stays (beeline detach removes it)`,
-					);
-				return alone.length === 0;
+				return isLeaving();
 			},
 			reload(cause) {
 				locals.rereadFirewall();
@@ -1300,13 +1111,13 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			},
 		};
 
-		if (config.dockerPlugin !== undefined) {
+		if (known.config.dockerPlugin !== undefined) {
 			try {
 				plugin = createPlugin({
 					overlay,
-					stateFile: config.dockerPlugin.stateFile,
+					stateFile: known.config.dockerPlugin.stateFile,
 					membership: () => membership,
-					self: () => config.node.name,
+					self: () => known.config.node.name,
 					place: source.place,
 					...(source.addresses === undefined ? {} : { addresses: source.addresses }),
 					names: {
@@ -1347,19 +1158,19 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 		// The first run decides: a node that cannot start says so and leaves things as they were.
 		begun = true;
 		await loop();
-		if (!isReady && !committed) {
+		if (!known.ready && !committed) {
 			await rest();
 			if (untouched) {
 				d.takeDown();
 				await undo(stateFile, run);
 			} else d.close();
-			throw firstFailure ?? new BeelineError('NOT_APPLIED', recent.lastError ?? 'the first apply failed');
+			throw firstFailure ?? new BeelineError('NOT_APPLIED', known.recent.lastError ?? 'the first apply failed');
 		}
-		if (!isReady && fresh && attached.size === 0) {
+		if (!known.ready && fresh && attachments.uplinks.size === 0) {
 			await rest();
 			d.takeDown();
 			await undo(stateFile, run);
-			throw new BeelineError('ATTACH_FAILED', recent.lastError ?? 'no uplink could be attached');
+			throw new BeelineError('ATTACH_FAILED', known.recent.lastError ?? 'no uplink could be attached');
 		}
 		beat();
 		await networks.begin();

@@ -18,31 +18,22 @@ import type { Peers } from './peers.js';
 import type { Source } from './source.js';
 import * as views from './views.js';
 
-/** What the loop knows now. */
+/** What the loop knows now; it alone writes it. */
 export interface Known {
 	readonly config: Config;
 	readonly mesh: Mesh | undefined;
 	/** What `mesh` was planned from. */
 	readonly planned: Membership | undefined;
+	/** What the maps are to hold. */
 	readonly entries: Entries | undefined;
 	readonly local: Local | undefined;
 	/** When the membership was read that the maps follow. */
 	readonly readAt: Date;
 	readonly ready: boolean;
-	readonly leaving: boolean;
 	/** The maps are not to be read any more. */
 	readonly closed: boolean;
 	readonly trace: boolean;
 	readonly recent: views.StatusInput['recent'];
-	readonly attached: views.StatusInput['attached'];
-	/** Slots in transition of the services that have any. */
-	moving(): ReadonlyMap<string, number>;
-	/** For the operator, besides those of the source, the peers, encryption and the facts of this node. */
-	warnings(): readonly string[];
-	/** Why containers' namespaces are not known. */
-	namespacesProblem(): string | undefined;
-	/** What has no program. */
-	attachErrors(): readonly string[];
 }
 
 export interface CommandsDeps {
@@ -55,6 +46,17 @@ export interface CommandsDeps {
 	readonly peers: Peers;
 	readonly encryption: Encryption;
 	readonly known: Known;
+	/** Uplinks. */
+	readonly attached: views.StatusInput['attached'];
+	/** Slots in transition of the services that have any. */
+	readonly moving: () => ReadonlyMap<string, number>;
+	readonly isLeaving: () => boolean;
+	/** For the operator, besides those of the source, the peers, encryption and the facts of this node. */
+	readonly warnings: () => readonly string[];
+	/** Why containers' namespaces are not known. */
+	readonly namespacesProblem: () => string | undefined;
+	/** What has no program. */
+	readonly attachErrors: () => readonly string[];
 	/** Resolves when a run that begins after now has ended; rejects with what it could not do. */
 	readonly applied: (cause: string, kernel: boolean) => Promise<void>;
 	readonly configure: (next: { readonly config?: Config; readonly trace?: boolean }) => void;
@@ -100,7 +102,7 @@ export function createApi(deps: CommandsDeps): AgentApi {
 		const from = basis(exact, 'nodes', node);
 		return change(`${drained ? 'drain' : 'undrain'} ${node}`, () => source.drainNode(node, drained, from));
 	};
-	const moving = () => (known.entries === undefined || known.closed ? new Map<string, number>() : known.moving());
+	const moving = () => (known.entries === undefined || known.closed ? new Map<string, number>() : deps.moving());
 
 	return {
 		status: () =>
@@ -109,12 +111,12 @@ export function createApi(deps: CommandsDeps): AgentApi {
 				config: known.config,
 				since: deps.since,
 				ready: known.ready,
-				leaving: known.leaving,
+				leaving: deps.isLeaving(),
 				source: { name: source.name, place: source.place, readAt: known.readAt, error: source.error()?.message },
 				recent: known.recent,
 				mesh: known.mesh,
 				local: known.local,
-				attached: known.attached,
+				attached: deps.attached,
 				differing: peers.differing(),
 				moving: moving(),
 				encryption: encryption.view(),
@@ -124,14 +126,14 @@ export function createApi(deps: CommandsDeps): AgentApi {
 						(n) =>
 							`${n} does not answer probes (no agent there, or cut off): its backends are not chosen while there are others`,
 					),
-					...known.warnings(),
+					...deps.warnings(),
 					...encryption.warnings(),
-					...((known.mesh?.vips.services.size ?? 0) > 0 && known.namespacesProblem() !== undefined
-						? [known.namespacesProblem() as string]
+					...((known.mesh?.vips.services.size ?? 0) > 0 && deps.namespacesProblem() !== undefined
+						? [deps.namespacesProblem() as string]
 						: []),
 					...views.onLinkWarnings(known.entries, known.closed ? undefined : store.counters()),
 					...(known.local?.warnings ?? []),
-					...known.attachErrors(),
+					...deps.attachErrors(),
 				],
 			}),
 		nodes: () => views.nodes(known.mesh, known.local, peers.views(), revisionOf('nodes')),

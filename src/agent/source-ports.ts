@@ -8,8 +8,7 @@ import { createInterface } from 'node:readline';
 import ipaddr from 'ipaddr.js';
 import { portKey } from '../mesh/entries.js';
 import type { Protocol } from '../mesh/types.js';
-
-const LISTEN = '0A';
+import { parseSocket, TCP_LISTEN } from '../proc-net.js';
 
 /** Where the answers of a masqueraded or own flow come to; undefined: a line of another kind, or of a client's. Pure. */
 export function conntrackSource(line: string, own: ReadonlySet<string>): number | undefined {
@@ -23,8 +22,8 @@ export function conntrackSource(line: string, own: ReadonlySet<string>): number 
 
 /** Local port of a socket that does not listen, of a line of /proc/net/tcp, tcp6, udp or udp6. Pure. */
 export function socketSource(line: string): number | undefined {
-	const [, port, state] = /^\s*\d+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} ([0-9A-F]{2}) /.exec(line) ?? [];
-	return port === undefined || state === LISTEN ? undefined : Number.parseInt(port, 16);
+	const socket = parseSocket(line);
+	return socket === undefined || socket.state === TCP_LISTEN ? undefined : socket.localPort;
 }
 
 /** An address as conntrack's lines have it: all eight groups of IPv6, of four digits. */

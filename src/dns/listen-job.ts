@@ -2,6 +2,7 @@
 import { randomInt } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 import { BpfError, type Listeners, listenersOn, loopbackUp, netnsCookie, withinNetns } from 'libbpf-ts';
+import { parseSockets, writtenAs } from '../proc-net.js';
 
 export interface ListenJob {
 	readonly netns: string;
@@ -26,13 +27,6 @@ const EADDRINUSE = 98;
 const DYNAMIC = [49152, 65536] as const;
 const TRIES = 16;
 
-/** `0B00007F`: an address as /proc/net/udp writes it, on a little-endian machine. */
-const procAddress = (address: number): string =>
-	[0, 8, 16, 24]
-		.map((s) => ((address >>> s) & 255).toString(16).padStart(2, '0'))
-		.join('')
-		.toUpperCase();
-
 const isTaken = (e: unknown): boolean => e instanceof BpfError && e.errno === EADDRINUSE;
 
 /** Docker's resolver has port 53 by a rule of its namespace: ours is any other, and `socket` knows it. */
@@ -51,10 +45,8 @@ export function run(job: ListenJob): ListenResult {
 	return withinNetns(job.netns, () => {
 		// Docker's resolver has a port of its own choice on this address, and rules that turn port 53 there: binding 53 would
 		// succeed and never be asked.
-		const local = procAddress(job.address);
-		const isThere = readFileSync('/proc/thread-self/net/udp', 'utf8')
-			.split('\n')
-			.some((line) => /[0-9A-F]{8}:[0-9A-F]{4}/.exec(line)?.[0].startsWith(local));
+		const [local] = writtenAs([24, 16, 8, 0].map((s) => (job.address >>> s) & 255).join('.'));
+		const isThere = parseSockets(readFileSync('/proc/thread-self/net/udp', 'utf8')).some((s) => s.local === local);
 		if (isThere && job.docker === 'never')
 			return { held: "a resolver is there already (Docker's, or another agent's)" };
 		// `ip netns add` leaves lo down, and then there is no 127.0.0.11 to ask.

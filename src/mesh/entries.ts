@@ -166,6 +166,8 @@ export interface TableSpec {
 	/** Slots. */
 	readonly size: number;
 	readonly windowNs: bigint;
+	/** Changes are transitions: its service's `tracking` is not `none`. */
+	readonly tracked: boolean;
 	readonly members: MaglevMembers;
 	/** A table that is made now takes its flows over from the kernel's mesh. */
 	readonly fromKernel: boolean;
@@ -461,6 +463,7 @@ function serviceEntries(s: MeshService, c: Context): ServiceEntries {
 				family,
 				size,
 				windowNs,
+				tracked: options.tracking !== 'none',
 				members: columns(members, ids),
 				fromKernel: (facts.joinedPorts ?? facts.kernelPorts).has(key),
 				toKernel: f.leaving,

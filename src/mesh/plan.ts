@@ -291,6 +291,8 @@ interface Draft {
 	backend: Planned;
 	/** Down by health alone: spared where it would be the last. */
 	unwell: boolean;
+	/** Unwell for more than its node's silence: nothing leads to it yet. */
+	readonly unknown: boolean;
 }
 
 /**
@@ -392,7 +394,7 @@ function planService(
 					? DOWN
 					: { state, leaving, gone: false, drainingSinceMs: was?.drainingSinceMs ?? nowMs };
 		const backend = was ? was.again(common, place, status, other) : Planned.make(common, key, place, status, other);
-		drafts.push({ key, backend, unwell });
+		drafts.push({ key, backend, unwell, unknown: health.downBackends.has(key) });
 	};
 	for (const { target, protocol } of spec?.ports ?? []) {
 		const common: Common = { service: name, target, protocol };
@@ -422,24 +424,27 @@ function planService(
 			}
 	}
 
-	// A false alarm about every backend must not take a service down: what all seem to have, none has.
+	// A false alarm about every backend must not take a service down: what all seem to have, none has. That nothing leads to
+	// one yet is no alarm, so what is being drained serves until then; it cannot stand in for silent nodes, whose open flows
+	// would go to it (docs/decisions/0044).
+	const holds = spec?.scaleFromZero !== undefined;
+	const isServing = (d: Draft): boolean => {
+		const { drainingSinceMs: since, leaving } = d.backend;
+		return since !== undefined && !d.unwell && !leaving && !holds && nowMs < since + options.drainTimeoutMs;
+	};
 	for (const f of [4, 6] as const) {
 		const candidates = drafts.filter((d) => d.backend.state === 'active' && family(d.backend, f));
-		if (candidates.length > 0 && candidates.every((d) => d.unwell)) for (const d of candidates) d.unwell = false;
+		if (!candidates.every((d) => d.unwell)) continue;
+		const silent = candidates.filter((d) => !d.unknown);
+		if (silent.length === 0 && drafts.some((d) => isServing(d) && family(d.backend, f))) continue;
+		for (const d of silent.length > 0 ? silent : candidates) d.unwell = false;
 	}
 	drafts.sort((a, b) => compare(a.key, b.key));
 	for (const d of drafts) if (d.unwell) d.backend = d.backend.as(unwellOf(d.backend));
 	let backends: Planned[] = drafts.map((d) => d.backend);
 
 	const tableOf = (list: readonly Planned[], target: number, protocol: Protocol, f: Family) =>
-		membersOf(
-			list,
-			target,
-			protocol,
-			f,
-			options.prefer === 'local' ? self : undefined,
-			spec?.scaleFromZero !== undefined,
-		);
+		membersOf(list, target, protocol, f, options.prefer === 'local' ? self : undefined, holds);
 	let wakeAtMs: number | undefined;
 	const wake = (ms: number) => {
 		wakeAtMs = wakeAtMs === undefined ? ms : Math.min(wakeAtMs, ms);

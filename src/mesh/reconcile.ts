@@ -39,6 +39,7 @@ import {
 	refIndex,
 	refOf,
 	rehash,
+	replaceSlots,
 	settle,
 	startFromKernel,
 	trackedGeneration,
@@ -119,7 +120,10 @@ function sameMembers(a: MaglevMembers, b: MaglevMembers): boolean {
 }
 
 function sameTable(a: TableSpec, b: TableSpec): boolean {
-	return a === b || (a.size === b.size && a.toKernel === b.toKernel && sameMembers(a.members, b.members));
+	return (
+		a === b ||
+		(a.size === b.size && a.toKernel === b.toKernel && a.tracked === b.tracked && sameMembers(a.members, b.members))
+	);
 }
 
 /** Flat rows, bigints and lists of texts included. */
@@ -470,6 +474,24 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		const going = new Set(goingBackends.map((b) => b.index));
 		const known = isKnown(going);
 
+		const { FRONTEND_REHASHED, FRONTEND_TRACKED, FRONTEND_TRACK_ALWAYS, FRONTEND_TRACK_NONE } = FrontendFlag;
+		// `tracking: none` ends before its tables change: they are at rest, and what changes now is a transition at once.
+		for (const [service, s] of changed)
+			for (const f of s.frontends) {
+				const old = cache.frontends.get(f.index);
+				if (old === undefined || (old.flags & ~f.row.flags & FRONTEND_TRACK_NONE) === 0) continue;
+				const row = { ...old, flags: old.flags & ~FRONTEND_TRACK_NONE };
+				attempt(
+					`tracking of ${service}`,
+					() => {
+						store.frontends.setMany([[f.index, row]]);
+						cache.frontends.set(f.index, row);
+						rowsWritten++;
+					},
+					service,
+				);
+			}
+
 		// Tables.
 		const clockNs = store.now();
 		const todo: { service: string; spec: TableSpec }[] = [];
@@ -527,7 +549,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			const state = tables.get(spec.id);
 			const clock = { nowNs: clockNs, windowNs: spec.windowNs };
 			if (!state) {
-				if (!spec.fromKernel || spec.toKernel) {
+				if (!spec.fromKernel || spec.toKernel || !spec.tracked) {
 					fresh.push([spec.id, spec.toKernel ? new Uint32Array(slots.length).fill(REF_KERNEL) : slots]);
 					return;
 				}
@@ -543,10 +565,16 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 				refresh(spec.id, slots.length - 1);
 			}
 			const done = store.tables.edit(spec.id, (t) =>
-				spec.toKernel ? leaveToKernel(t, clock, known) : applySlots(t, slots, clock, known),
+				!spec.tracked
+					? replaceSlots(t, spec.toKernel ? Uint32Array.of(REF_KERNEL) : slots)
+					: spec.toKernel
+						? leaveToKernel(t, clock, known)
+						: applySlots(t, slots, clock, known),
 			);
 			slotsChanged += done.changed;
 			if (done.moving && (done.changed > 0 || !restless.has(spec.id))) restless.set(spec.id, clockNs + spec.windowNs);
+			// The next settle() finds it at rest, and gives its transitions back.
+			if (!spec.tracked && store.tables.hasTransitions(spec.id)) restless.set(spec.id, clockNs);
 			state.spec = spec;
 		};
 		const total = todo.reduce((n, t) => n + t.spec.size, 0);
@@ -567,7 +595,7 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 			// One wait of the kernel's for the chunk, not one a table.
 			attempt('transitions of tables', () =>
 				store.tables.prepareTransitions?.(
-					chunk.filter((c) => !failed.has(c.service) && tables.has(c.spec.id)).map((c) => c.spec.id),
+					chunk.filter((c) => c.spec.tracked && !failed.has(c.service) && tables.has(c.spec.id)).map((c) => c.spec.id),
 				),
 			);
 			const fresh: [number, Uint32Array][] = [];
@@ -592,7 +620,6 @@ export function createReconciler(store: MeshStore, ids: Ids, nowMs: number, pool
 		}
 
 		// Frontends, and who may dial them.
-		const { FRONTEND_REHASHED, FRONTEND_TRACKED, FRONTEND_TRACK_ALWAYS, FRONTEND_TRACK_NONE } = FrontendFlag;
 		/** Whether records of `tracking: always` hold, which is no more. */
 		const isTracked = (f: FrontendSpec): boolean =>
 			cache.untracked.has(f.index) && (f.row.flags & (FRONTEND_TRACK_ALWAYS | FRONTEND_TRACK_NONE)) === 0;

@@ -112,6 +112,22 @@ export function applySlots(
 }
 
 /**
+ * The same with `tracking: none`: every slot is stable. No packet asks whether it moves, so flows are where `current` says
+ * already, and a transition found later, tracked again, would take them for older ones and send them to `previous`.
+ */
+export function replaceSlots(t: OpenTable, desired: Uint32Array): Applied {
+	const wrap = desired.length - 1;
+	let changed = 0;
+	for (let i = 0; i < t.size; i++) {
+		const word = t.slot(i);
+		const want = desired[i & wrap];
+		if ((word & REF_MASK) !== want) changed++;
+		if (word !== want) t.setSlot(i, want);
+	}
+	return { changed, moving: false };
+}
+
+/**
  * Marks the slots of a table that has just been made as moving away from the kernel's own mesh: flows that it served
  * when the agent attached stay with it (DESIGN 5.2, joining).
  */

@@ -150,6 +150,11 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 	['every flow is tracked', { tracking: 'always' }, [31]],
 	['tracking changes between auto and always', { kinds: [...base.kinds, 'track'] }, [32, 33]],
 	['tracking changes, of UDP', { udp: 1, kinds: [...base.kinds, 'track'] }, [34]],
+	[
+		'tracking is none now and then, for those whose slots did not change meanwhile',
+		{ kinds: [...base.kinds, 'track', 'track', 'track'], trackings: ['none', 'auto', 'none', 'always', 'auto'] },
+		[36],
+	],
 	['everything at once, and tracking changes', { ...everything, kinds: [...base.kinds, 'flap', 'track'] }, [35]],
 	['SYN floods', { flood: 500 }, [28]],
 	['everything at once', everything, [29, 30]],

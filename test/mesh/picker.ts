@@ -128,7 +128,8 @@ export function createPicker(
 		const row = phase === 'stable' ? undefined : transitions?.[s];
 		const always = (f.flags & FrontendFlag.FRONTEND_TRACK_ALWAYS) !== 0;
 		const tracked = (f.flags & FrontendFlag.FRONTEND_TRACKED) !== 0;
-		if (!row && !always && !tracked) return up();
+		const none = (f.flags & FrontendFlag.FRONTEND_TRACK_NONE) !== 0;
+		if (none || (!row && !always && !tracked)) return up();
 		const current = word & REF_MASK;
 		const stamp = (to: number): number => {
 			if (to === current) return to;

@@ -162,6 +162,65 @@ test('when no node answers the alarm is false: all stay active, in each family',
 	assert.equal(Object.values(states(run(m, 0, undefined, down('node2')))), ['down', 'active']);
 });
 
+test('while nothing leads to those that shall serve, one that is being drained does', () => {
+	const tasks = ['node2 10.0.0.1', 'node3 10.0.0.2 drain'];
+	const all = ['node1', 'node2', 'node3', 'node4'];
+	const m = mesh(all, [service('web', '8080:80', tasks)]);
+	const a = run(m);
+	const unknown = (m: Mesh, n: number, ...silent: string[]) => ({
+		downNodes: new Set(silent),
+		downBackends: new Set(
+			web(m)
+				.backends.slice(0, n)
+				.map((b) => b.key),
+		),
+	});
+	const b = run(m, 1, a, unknown(a, 1));
+	assert.equal(Object.values(states(b)), ['down', 'draining']);
+	assert.equal(names(web(b).frontends[0].members4), ['node3/10.0.0.2']);
+	assert.is(web(b).digest, web(a).digest);
+	assert.equal(Object.values(states(run(m, 2, b))), ['active', 'draining'], 'found');
+	assert.is(b.wakeAtMs, 30_000);
+	assert.equal(
+		Object.values(states(run(m, 30_000, b, unknown(a, 1)))),
+		['active', 'draining gone'],
+		'no longer than that',
+	);
+	assert.equal(
+		Object.values(states(run(m, 1, a, unknown(a, 1, 'node3')))),
+		['active', 'down'],
+		'its node is silent too',
+	);
+	assert.equal(
+		Object.values(states(run(m, 1, a, down('node2')))),
+		['active', 'draining'],
+		'silence may be a false alarm',
+	);
+	const more = mesh(all, [service('web', '8080:80', [...tasks, 'node4 10.0.0.3'])]);
+	const three = run(more);
+	assert.equal(
+		Object.values(states(run(more, 1, three, unknown(three, 1, 'node4')))),
+		['down', 'draining', 'active'],
+		'and so the silent one is likelier to serve',
+	);
+	const six = mesh(all, [service('web', '8080:80', ['node2 10.0.0.1 fd00::1', 'node3 10.0.0.2 drain'])]);
+	assert.equal(
+		Object.values(states(run(six, 1, undefined, unknown(run(six), 1)))),
+		['active', 'draining'],
+		'the last of IPv6',
+	);
+	const rests = { ...m, services: m.services.map((s) => ({ ...s, scaleFromZero: { idleMs: 60_000 } })) };
+	const held = run(rests);
+	assert.equal(
+		Object.values(states(run(rests, 1, held, unknown(held, 1)))),
+		['active', 'draining'],
+		'holds its clients',
+	);
+	// Who is not listed any more may be dead.
+	const gone = mesh(all, [service('web', '8080:80', tasks.slice(0, 1))]);
+	assert.equal(Object.values(states(run(gone, 1, a, unknown(a, 1)))), ['active', 'draining leaving']);
+});
+
 test('a backend that its source called down goes at once when it is removed', () => {
 	const a = run(mesh(['node1'], [service('web', '8080:80', ['node1 10.0.0.1', 'node1 10.0.0.2 down'])]));
 	const b = run(mesh(['node1'], [service('web', '8080:80', ['node1 10.0.0.1'])]), 1, a);

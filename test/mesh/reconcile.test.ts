@@ -8,6 +8,7 @@ import {
 	PortFlag,
 	REF_KERNEL,
 	SettingsFlag,
+	SLOT_PHASE_SHIFT,
 } from '../../src/loader/layout.gen.js';
 import { portKey } from '../../src/mesh/entries.js';
 import { countMoving } from '../../src/mesh/slots.js';
@@ -187,6 +188,38 @@ test('tracking that changes: records of `always` count until no flow needs them,
 		n.store.memory.rows().filter((r) => /^(untracked|frontends)/.test(r)),
 		[],
 	);
+});
+
+test('tracking none: tables are at rest whatever changes, and with none ended a change is a transition from where flows are', async () => {
+	const n = node();
+	const { FRONTEND_TRACK_NONE } = FrontendFlag;
+	const web = (tracking: 'auto' | 'always' | 'none', ...tasks: string[]) =>
+		mesh(two, [service('web', '8080:80', tasks, { tracking })]);
+	const moving = () => countMoving(n.store.tables.read(2)!);
+	await n.apply(web('auto', 'node2 10.0.0.1'));
+	await n.apply(web('auto', 'node2 10.0.0.1', 'node2 10.0.0.2'));
+	assert.is(moving(), 512);
+	await n.apply(web('none', 'node2 10.0.0.1', 'node2 10.0.0.2'));
+	assert.equal([moving(), n.reconciler.moving().get(1)], [0, 0]);
+	n.reconciler.settle();
+	assert.is(n.store.tables.hasTransitions(2), false);
+	await n.apply(web('none', 'node2 10.0.0.1', 'node2 10.0.0.2', 'node2 10.0.0.3'));
+	assert.equal([moving(), n.store.tables.hasTransitions(2), [...n.reconciler.moving()]], [0, false, []]);
+	const before = n.store.tables.read(2)!;
+	n.restart();
+	await n.apply();
+	assert.equal(n.store.tables.read(2), before);
+	n.log();
+	n.wait(5000);
+	await n.apply(web('always', 'node2 10.0.0.1', 'node2 10.0.0.3'));
+	const order = n.log().filter((l) => /^(frontends|tables)/.test(l));
+	assert.is(order[0], 'frontends.set 1', `it is tracked before a slot moves: ${order}`);
+	assert.is((n.store.frontends.get(1)?.flags ?? 0) & FRONTEND_TRACK_NONE, 0);
+	assert.ok(moving() > 300 && moving() < 400, `${moving()} slots move`);
+	n.store.tables.edit(2, (t) => {
+		for (let i = 0; i < t.size; i++)
+			if (t.slot(i) >>> SLOT_PHASE_SHIFT !== 0) assert.is(t.transition(i)?.previous, before[i]);
+	});
 });
 
 test('an affinity that changes: the hash of open flows is known first, and forgotten when none speaks', async () => {

@@ -36,9 +36,13 @@ export interface Profile {
 	/** Chance per packet that a flow comes in by another node. */
 	readonly move: number;
 	readonly kinds: readonly ('add' | 'drain' | 'remove' | 'die' | 'flap' | 'weight' | 'roll' | 'track')[];
-	/** Of the service at first; `track` changes it to the other. */
-	readonly tracking: 'auto' | 'always';
+	/** Of the service at first. */
+	readonly tracking: Tracking;
+	/** What `track` changes it to, in turn. */
+	readonly trackings: readonly Tracking[];
 }
+
+type Tracking = ServiceOptions['tracking'];
 
 export const base: Profile = {
 	name: 'one view',
@@ -54,6 +58,7 @@ export const base: Profile = {
 	move: 0,
 	kinds: ['add', 'drain', 'remove', 'die', 'weight', 'roll'],
 	tracking: 'auto',
+	trackings: ['always', 'auto'],
 };
 
 /** All that may happen, at once. */
@@ -304,6 +309,7 @@ interface Flow {
 	tries: number;
 	idler: boolean;
 	fin: boolean;
+	unpromised: boolean;
 	log: string[];
 }
 
@@ -334,9 +340,11 @@ export async function simulate(
 	const backends = new Map<number, Backend>();
 	const byMac = new Map<string, Backend>();
 	const retired: number[] = [];
+	const living: Flow[] = [];
 	let nextId = 1;
 	let version = 0;
 	let { tracking } = p;
+	let tracks = 0;
 
 	// --- control
 	const sizeOf = (n: number) => (!p.resize ? 128 : n <= 4 ? 32 : n <= 8 ? 128 : 512);
@@ -369,6 +377,8 @@ export async function simulate(
 			networks: [],
 		};
 		const v = ++version;
+		// Nothing is promised to who was open when a table changed with `none`, until it has been seen where it is now.
+		if (tracking === 'none') for (const f of living) f.unpromised = true;
 		for (const n of nodes) {
 			const late = p.delay > 0 && v > 1 ? r() * r() * p.delay + (n.index === 1 && r() < 0.2 ? p.slow : 0) : 0;
 			const arrive = () => {
@@ -471,7 +481,7 @@ export async function simulate(
 				return publish();
 			});
 		} else if (kind === 'track') {
-			tracking = tracking === 'auto' ? 'always' : 'auto';
+			tracking = p.trackings[tracks++ % p.trackings.length];
 			await publish();
 		} else if (kind === 'weight') {
 			x.weight = 1 + Math.floor(r() * 4);
@@ -531,7 +541,6 @@ export async function simulate(
 		f.log?.push(`${agenda.now.toFixed(1)} ${kind} ${b?.id ?? '-'}`);
 		return b;
 	};
-	const living: Flow[] = [];
 	const ended: number[] = [];
 	let nextKey = 1;
 	const lives = (f: Flow): boolean => f.owner?.alive === true && f.owner.life === f.life;
@@ -552,7 +561,7 @@ export async function simulate(
 		const seen = incarnation(f.node, f.mac);
 		// The promise holds while the mesh holds that backend alive. One that it takes for down is not, nor one whose
 		// drainTimeout was over on this node before it heard that the drain was taken back.
-		if (owner.state === 'down' || !seen?.startsWith(f.incarnation ?? '?') || seen.endsWith('/3')) {
+		if (f.unpromised || owner.state === 'down' || !seen?.startsWith(f.incarnation ?? '?') || seen.endsWith('/3')) {
 			out.decided++;
 			end(f);
 			return;
@@ -582,6 +591,7 @@ export async function simulate(
 			agenda.push(agenda.now + 1, () => data(f));
 			return;
 		}
+		f.unpromised = false;
 		if (!last) {
 			agenda.push(agenda.now + gap(f), () => data(f));
 			return;
@@ -646,6 +656,7 @@ export async function simulate(
 			tries: 0,
 			idler: rf() < 0.05,
 			fin: rf() < 0.7,
+			unpromised: false,
 			log: [],
 		};
 		out.flows++;

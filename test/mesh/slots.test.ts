@@ -2,7 +2,15 @@ import * as fc from 'fast-check';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { REF_KERNEL, REF_MASK, REF_NONE } from '../../src/loader/layout.gen.js';
-import { applySlots, leaveToKernel, phaseOf, refOf, settle, startFromKernel } from '../../src/mesh/slots.js';
+import {
+	applySlots,
+	leaveToKernel,
+	phaseOf,
+	refOf,
+	replaceSlots,
+	settle,
+	startFromKernel,
+} from '../../src/mesh/slots.js';
 import type { OpenTable, TransitionRow } from '../../src/mesh/store.js';
 import { createMemoryStore } from './memory-store.js';
 
@@ -31,6 +39,7 @@ function slot(first: number) {
 				const row = o.transition(0) as TransitionRow;
 				o.setTransition(0, { ...row, neededNs: t.now });
 			}),
+		replace: (ref: number) => edit((o) => replaceSlots(o, Uint32Array.of(ref))),
 		settle: () => edit((o) => settle(o, clock())),
 		state: () =>
 			edit((o) => ({
@@ -116,6 +125,19 @@ test('a slot that is stable by the clock is stable at its next change: another g
 	s.wait(1000n);
 	s.to(C);
 	assert.equal(s.state(), { current: C, stored: 1, phase: 'moving', previous: B, generation: 1001 });
+});
+
+test('untracked, a slot rests at once, and its next transition has another generation', () => {
+	const s = slot(A);
+	s.to(B);
+	s.wait(1n);
+	assert.equal(s.replace(B), { changed: 0, moving: false });
+	assert.equal([s.state().phase, s.state().current], ['stable', B]);
+	s.to(C);
+	assert.equal(s.replace(A), { changed: 1, moving: false });
+	assert.equal([s.state().stored, s.state().current], [0, A]);
+	s.to(B);
+	assert.equal(s.state(), { current: B, stored: 1, phase: 'moving', previous: A, generation: 1002 });
 });
 
 test('settle() writes back what rests and nothing else', () => {

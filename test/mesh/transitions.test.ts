@@ -26,6 +26,16 @@ const profiles: readonly (readonly [string, Partial<Profile>, readonly number[]]
 		[16],
 	],
 	['tracking changes, of UDP', { udp: 1, kinds: [...base.kinds, 'track'] }, [17]],
+	[
+		'tracking is none now and then, for those whose slots did not change meanwhile',
+		{ kinds: [...base.kinds, 'track', 'track', 'track'], trackings: ['none', 'auto', 'none', 'always', 'auto'] },
+		[20, 21],
+	],
+	[
+		'tracking is none now and then, of UDP',
+		{ udp: 1, kinds: [...base.kinds, 'track', 'track'], trackings: ['none', 'auto'] },
+		[22],
+	],
 	['everything at once', everything, [10, 11]],
 	['everything at once, and tracking changes', { ...everything, kinds: [...base.kinds, 'flap', 'track'] }, [18, 19]],
 ];

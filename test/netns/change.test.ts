@@ -3,7 +3,7 @@
  * Topology: the default one; n2t1 n2t2 n2t3, n3t1 n3t2, and n3t3 that joins later.
  */
 import * as assert from 'uvu/assert';
-import { startServed, targets, taskBackend } from '../support/beeline.js';
+import { type Mesh, startServed, targets, taskBackend } from '../support/beeline.js';
 import type { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
@@ -19,6 +19,11 @@ const build = () =>
 				ports: [{ published: 8090, target: 80 }],
 				options: { drainTimeout: '10m', tracking: 'always', trackingWindow: '1s' },
 				backends,
+			},
+			{
+				name: 'next',
+				ports: [{ published: 8091, target: 80 }],
+				backends: backends.filter((b) => b.node === 'n3').slice(0, 1),
 			},
 			{
 				name: 'dns',
@@ -41,6 +46,17 @@ const build = () =>
 
 const fresh = (net: Topology, connections = 700) =>
 	net.load('c1', ['-n', connections, '-c', 50, '-t', 5000, ...targets(net, net.nodes, 8080, [4, 6])]);
+
+/** A metric of the service `kept`, of all nodes. */
+async function totalOfKept(mesh: Mesh, metric: string): Promise<number> {
+	let n = 0;
+	for (const agent of mesh.agents.values()) {
+		const { text } = await agent.request('GET', '/metrics');
+		for (const [, value] of text.matchAll(new RegExp(`^${metric}{[^}]*service="kept"[^}]*} (\\S+)$`, 'gm')))
+			n += Number(value);
+	}
+	return n;
+}
 
 scenario(
 	'changes under load',
@@ -206,18 +222,8 @@ scenario(
 							: one,
 					),
 				});
-			/** Of all nodes. */
-			const total = async (metric: string) => {
-				let n = 0;
-				for (const agent of mesh.agents.values()) {
-					const { text } = await agent.request('GET', '/metrics');
-					for (const [, value] of text.matchAll(new RegExp(`^${metric}{[^}]*service="kept"[^}]*} (\\S+)$`, 'gm')))
-						n += Number(value);
-				}
-				return n;
-			};
-			const moving = async () => (await total('beeline_slots_in_transition')) > 0;
-			const packets = () => total('beeline_service_packets_total');
+			const moving = async () => (await totalOfKept(mesh, 'beeline_slots_in_transition')) > 0;
+			const packets = () => totalOfKept(mesh, 'beeline_service_packets_total');
 			await set({}, 'n2t1');
 			assert.ok(await moving(), 'slots move');
 			await waitFor('the slots to rest', async () => !(await moving()), 60_000, 200);
@@ -261,6 +267,54 @@ scenario(
 				],
 				JSON.stringify(reports),
 			);
+		});
+
+		test('tracking that was none while backends changed moves no connection opened since', async ({ net, mesh }) => {
+			const all = ['n2t1', 'n2t2', 'n3t1', 'n3t2', 'n3t3'];
+			const set = (tracking: string, without: string) =>
+				mesh.change({
+					...mesh.document,
+					services: mesh.document.services.map((one) =>
+						one.name === 'kept'
+							? {
+									...one,
+									options: { ...one.options, tracking, trackingWindow: '10m' },
+									backends: all.filter((task) => task !== without).map((task) => taskBackend(net, task)),
+								}
+							: one,
+					),
+				});
+			await set('none', '');
+			// Not as it was when these slots began to move, or `previous` would be where the flows are.
+			await set('none', 'n2t2');
+			const held = net.startLoad('c1', [
+				...['-n', 120, '-c', 120, '-k', 0, '-i', 200, '-d', 240_000, '-t', 5000],
+				...targets(net, net.nodes, 8090, [4, 6]),
+			]);
+			await held.ready();
+			const packets = () => totalOfKept(mesh, 'beeline_service_packets_total');
+			// The second time with a change of slots.
+			for (const [tracking, without] of [
+				['auto', 'n2t2'],
+				['none', 'n2t2'],
+				['always', 'n3t2'],
+			] as const) {
+				await set(tracking, without);
+				const before = await packets();
+				// A request is two packets at least, so most have spoken.
+				await waitFor('the held connections to speak', async () => (await packets()) > before + 3 * 120, 30_000, 100);
+			}
+			const report = await held.finish();
+			assert.equal([report.failures, report.moved], [{}, 0], JSON.stringify(report));
+		});
+
+		test('while nothing leads to the new backend, the one that is being drained serves', async ({ net, mesh }) => {
+			const absent = { node: 'n2', addresses: [net.address('n2t1').v4.replace(/\d+$/, '250')] };
+			await mesh.setBackends('next', [taskBackend(net, 'n3t1', { drain: true }), absent]);
+			const seen = async () =>
+				(await mesh.agent('n2').backends()).filter((b) => b.service === 'next').map((b) => `${b.node} ${b.state}`);
+			const report = await net.load('c1', ['-n', 100, '-c', 20, '-t', 1500, ...targets(net, ['n1', 'n3'], 8091)]);
+			assert.equal([report.failures, report.ok], [{}, 100], `${JSON.stringify(report)} ${await seen()}`);
 		});
 
 		test('twenty changes in a row under new connections: none fails', async ({ net, mesh }) => {

@@ -9,7 +9,7 @@ import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { root } from '../support/tools.js';
-import { waitFor } from '../support/wait.js';
+import { slowness, waitFor } from '../support/wait.js';
 
 const nodes = [{ name: 'n1', address: '192.168.78.1' }];
 const service = (more: object) => ({
@@ -99,7 +99,7 @@ scenario(
 				const running = agent.launch();
 				const result = await Promise.race([
 					running.ended,
-					new Promise<undefined>((resolve) => setTimeout(() => resolve(undefined), 10_000)),
+					new Promise<undefined>((resolve) => setTimeout(() => resolve(undefined), 30_000 * slowness)),
 				]);
 				if (!result) {
 					await agent.detach();

@@ -9,7 +9,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openNetns } from 'libbpf-ts';
 import * as assert from 'uvu/assert';
-import { procAddresses } from '../../src/agent/namespace-job.js';
 import { type Attachment, mergeAttached, type Namespaces, watchNamespaces } from '../../src/agent/namespaces.js';
 import type { EngineEvent } from '../../src/mesh/sources/engine.js';
 import { run, Topology } from '../support/netns.js';
@@ -276,12 +275,6 @@ scenario(
 					[3n, [4098]],
 				],
 			);
-		});
-
-		test('addresses as /proc/net/udp writes them', () => {
-			assert.equal(procAddresses('10.77.1.5'), ['05014D0A', '0000000000000000FFFF000005014D0A']);
-			assert.equal(procAddresses('fd00:18::3'), ['180000FD000000000000000003000000']);
-			assert.equal(procAddresses('2001:db8:1:2:3:4:5:6'), ['B80D0120020001000400030006000500']);
 		});
 	},
 );

@@ -48,6 +48,7 @@ export interface BackendDocument {
 	readonly address?: string;
 	readonly addresses?: readonly string[];
 	readonly weight?: number;
+	readonly drain?: boolean;
 }
 
 export interface Answer {

@@ -4,6 +4,7 @@
  * on any interface.
  */
 import { readFileSync } from 'node:fs';
+import { addressOf, parseSockets, TCP_CLOSE, TCP_LISTEN } from '../../proc-net.js';
 import type { Protocol } from '../types.js';
 
 export interface Listener {
@@ -13,28 +14,13 @@ export interface Listener {
 	readonly port: number;
 }
 
-/** TCP_LISTEN, and what an unconnected UDP socket is called. */
-const STATE = { tcp: '0A', udp: '07' } as const;
+const STATE = { tcp: TCP_LISTEN, udp: TCP_CLOSE } as const;
 
-/** `/proc/net/tcp`, `udp`: addresses are words of the host's byte order. */
+/** Of the text of a file of /proc/net. */
 export function parseListeners(text: string, protocol: Protocol): Listener[] {
-	const out: Listener[] = [];
-	for (const line of text.split('\n').slice(1)) {
-		const m = /^\s*\d+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) \S+ ([0-9A-F]{2}) /.exec(line);
-		if (m === null || m[3] !== STATE[protocol]) continue;
-		const bytes = Buffer.from(m[1], 'hex');
-		for (let i = 0; i < bytes.length; i += 4) bytes.subarray(i, i + 4).reverse();
-		const mapped = bytes.length === 16 && bytes.subarray(0, 12).equals(Buffer.from('00000000000000000000ffff', 'hex'));
-		const four = bytes.length === 4 ? bytes : mapped ? bytes.subarray(12) : undefined;
-		const address =
-			four !== undefined
-				? four.join('.')
-				: bytes.every((b) => b === 0)
-					? '::'
-					: (bytes.toString('hex').match(/.{4}/g) ?? []).join(':');
-		out.push({ protocol, address, port: Number.parseInt(m[2], 16) });
-	}
-	return out;
+	return parseSockets(text)
+		.filter((s) => s.state === STATE[protocol])
+		.map((s) => ({ protocol, address: addressOf(s.local), port: s.localPort }));
 }
 
 /** undefined: /proc does not show that container's process here (an agent in a container of its own). */
