@@ -395,6 +395,7 @@ export async function startAgent(deps: AgentDeps): Promise<Agent> {
 			warnings,
 			onOffloads: (device, features) =>
 				saveState({ ...state, offloads: [...state.offloads, ...features.map((feature) => ({ device, feature }))] }),
+			onGone: () => mark('an interface that went', true, 100),
 			onDone: () => mark('programs of new interfaces', false),
 		});
 		const listeners = new Set<(e: AgentEvent) => void>();

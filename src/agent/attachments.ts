@@ -2,7 +2,7 @@
 import type { Logger } from 'pino';
 import type { Config } from '../config.js';
 import { sentence } from '../errors.js';
-import type { Datapath } from '../loader/datapath.js';
+import { type Datapath, isNoInterface } from '../loader/datapath.js';
 import { endpointsOf } from '../mesh/entries.js';
 import type { Mesh, MeshBackend } from '../mesh/plan.js';
 import type { Run } from './exec.js';
@@ -22,6 +22,8 @@ export interface AttachmentsDeps {
 	readonly warnings: Map<string, string>;
 	/** Offloads of a device were turned off, and are to be given back on detach. */
 	readonly onOffloads: (device: string, features: readonly string[]) => void;
+	/** An interface went between the look at it and the attaching. */
+	readonly onGone: () => void;
 	/** All that was attached beside the loop is done. */
 	readonly onDone: () => void;
 }
@@ -189,6 +191,9 @@ export class Attachments {
 		if (failure === undefined) {
 			into.add(ifindex);
 			this.#errors.delete(key);
+		} else if (isNoInterface(failure.error)) {
+			this.#errors.delete(key);
+			this.#deps.onGone();
 		} else {
 			const name = this.#deps.names()?.get(ifindex) ?? `interface ${ifindex}`;
 			this.#errors.set(key, `${name}: ${sentence(failure.error)}`);

@@ -204,6 +204,9 @@ export async function openDatapath(o: DatapathOptions): Promise<Datapath> {
 	}
 }
 
+/** Is it the error of an interface that is gone, or in another namespace? */
+export const isNoInterface = (e: unknown): boolean => e instanceof LoaderError && e.code === 'NO_INTERFACE';
+
 /** A bridge's port is a gateway's before it is known to be an endpoint's. */
 const ENDPOINT = { slot: 'endpoint_tc', program: 'endpoint_tc', direction: 'ingress', ahead: 'gateway_tc' } as const;
 

@@ -11,6 +11,8 @@ export type LoaderErrorCode =
 	| 'LOAD_FAILED'
 	| 'LAYOUT_CHANGED'
 	| 'ATTACH_FAILED'
+	/** It is gone, or in another namespace. */
+	| 'NO_INTERFACE'
 	| 'NOT_COMMITTED';
 
 /** `detail` is the whole text behind the sentence: the compiler's output, the verifier's log. */

@@ -626,9 +626,12 @@ export class Loaded implements Disposable {
 /** Of clsact filters, unless another is asked for. */
 const HANDLE = 0xbee;
 
+const ENODEV = 19;
+
 function attachFailed(slot: string, e: unknown): LoaderError {
 	if (e instanceof LoaderError) return e;
-	return new LoaderError('ATTACH_FAILED', `attach ${slot}: ${reason(e)}`, { cause: e });
+	const code = e instanceof BpfError && e.errno === ENODEV ? 'NO_INTERFACE' : 'ATTACH_FAILED';
+	return new LoaderError(code, `attach ${slot}: ${reason(e)}`, { cause: e });
 }
 
 /** The pinned link; undefined where it was severed, and then its pin is gone. */

@@ -282,7 +282,7 @@ if (child) {
 		d.forget('tc', BL1);
 		assert.equal(d.attachments(), []);
 		const e = await d.attachTcAsync({ ...o, ifindex: 99_999 }).catch((x) => x);
-		assert.is(e.code, 'ATTACH_FAILED');
+		assert.is(e.code, 'NO_INTERFACE');
 		assert.match(e.message, /no such (interface|device)/i);
 	});
 
