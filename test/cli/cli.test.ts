@@ -219,6 +219,27 @@ test('a full disk under the output is one sentence', async (c) => {
 	assert.is(stderr, 'write to standard output: ENOSPC: no space left on device, write\n');
 });
 
+test('a log that cannot be written stops nothing', async () => {
+	const full = openSync('/dev/full', 'w');
+	const program = `import { createLog } from ${JSON.stringify(join(dirname(fileURLToPath(import.meta.url)), '../../src/cli/log.js'))};
+		const log = createLog('info', 'node1');
+		for (let i = 0; i < 20_000; i++) log.info({ text: 'x'.repeat(100) }, 'a line');
+		setTimeout(() => console.error('alive', process.memoryUsage().heapUsed < 100e6), 50);`;
+	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+		stdio: ['ignore', full, 'pipe'],
+		timeout: 30_000,
+		killSignal: 'SIGKILL',
+	});
+	closeSync(full);
+	let stderr = '';
+	child.stderr?.on('data', (d) => {
+		stderr += d;
+	});
+	const code = await new Promise((resolve) => child.on('close', resolve));
+	assert.is(stderr, 'alive true\n');
+	assert.is(code, 0);
+});
+
 test('monitor prints verdicts until the agent ends', async (c) => {
 	const child = start(['monitor', '--verdict', 'encap_node'], { BEELINE_AGENT: c.where });
 	let out = '';
