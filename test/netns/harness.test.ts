@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
+import { statePath } from '../../src/agent/state.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotUseNamespaces } from '../support/skip.js';
@@ -21,7 +22,7 @@ import { root } from '../support/tools.js';
  */
 async function interrupted(story: string, from: string, everyMs: number) {
 	const at = (file: string) => JSON.stringify(join(root, 'dist/test', file));
-	const program = `import { Topology } from ${at('support/netns.js')}; import { tell } from ${at('demo/tell.js')}; await tell(async () => { ${story} });`;
+	const program = `import { Topology } from ${at('support/netns.js')}; import { tell } from ${at('demo/tell.js')}; import { NO_STATE, statePath, writeState } from ${at('../src/agent/state.js')}; await tell(async () => { ${story} });`;
 	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
 		detached: true,
 		stdio: ['ignore', 'pipe', 'pipe'],
@@ -51,7 +52,8 @@ async function interrupted(story: string, from: string, everyMs: number) {
 	const left = ['/run/netns', '/sys/fs/bpf', tmpdir()].flatMap((directory) =>
 		readdirSync(directory).filter((name) => name.startsWith(prefix)),
 	);
-	return { stderr, left };
+	const state = statePath(`/sys/fs/bpf/${prefix}n1`);
+	return { stderr, left: existsSync(state) ? [...left, state] : left };
 }
 
 async function build(): Promise<{ net: Topology }> {
@@ -163,7 +165,7 @@ scenario(
 
 		test('Ctrl-C, once or held down, leaves nothing, and says so', async () => {
 			const story =
-				"const net = await Topology.build({ tasks: { n2: 2 } }); await net.httpd('n2t1', 80); console.log('built'); await new Promise((r) => setTimeout(r, 60_000)); return 0;";
+				"const net = await Topology.build({ tasks: { n2: 2 } }); await net.httpd('n2t1', 80); writeState(statePath(net.pinRoot('n1')), NO_STATE); console.log('built'); await new Promise((r) => setTimeout(r, 60_000)); return 0;";
 			for (const everyMs of [0, 15, 15, 15]) {
 				const { stderr, left } = await interrupted(story, 'built', everyMs);
 				assert.equal(left, [], `every ${everyMs} ms`);

@@ -1,7 +1,9 @@
 import { type ChildProcess, spawn as spawnProcess, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { keptPath, statePath } from '../../src/agent/state.js';
 import { tool } from './tools.js';
 import { waitFor } from './wait.js';
 
@@ -509,6 +511,7 @@ export class Topology {
 		for (const ns of this.#namespaces) {
 			killInside(ns);
 			undisturbed('ip', ['netns', 'del', ns]);
+			removeRunFiles(ns);
 		}
 		// KEEP_TEST_FILES=1 leaves configurations, logs and captures to be read; pins never stay.
 		removeFiles(this.prefix, !process.env.KEEP_TEST_FILES);
@@ -627,6 +630,15 @@ function killInside(ns: string): void {
 	}
 }
 
+/** What agents of a namespace keep in /run/beeline, by their pinRoot: a run that gets the pid again must not find it. */
+function removeRunFiles(ns: string): void {
+	const pinRoot = join(bpffs, ns);
+	const state = statePath(pinRoot);
+	const lock = `pins-${createHash('sha256').update(pinRoot).digest('hex').slice(0, 16)}.lock`;
+	for (const file of [state, keptPath(state, 'membership'), keptPath(state, 'etcd'), join(dirname(state), lock)])
+		rmSync(file, { force: true });
+}
+
 function removeFiles(prefix: string, temporary: boolean): void {
 	for (const [directory, wanted] of [
 		[bpffs, true],
@@ -645,6 +657,7 @@ export function removeLeftovers(pid: number): void {
 		for (const ns of readdirSync('/run/netns').filter((name) => name.startsWith(prefix))) {
 			killInside(ns);
 			undisturbed('ip', ['netns', 'del', ns]);
+			removeRunFiles(ns);
 		}
 	removeFiles(prefix, true);
 }
