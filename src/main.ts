@@ -25,6 +25,12 @@ function replicas(text: string): number {
 	return n;
 }
 
+/** Commander asks for a required option before it sees an unknown one, so `--confg` would be told as a missing --config. */
+function given(value: string | undefined, flags: string): string {
+	if (value !== undefined) return value;
+	throw new Error(`required option '${flags}' not specified: add --help to see what there is`);
+}
+
 function program(): Command {
 	const root = new Command('beeline')
 		.description('Routing mesh and overlay network for Docker Swarm and bare metal, in eBPF')
@@ -70,18 +76,19 @@ function program(): Command {
 		'agent',
 		'run the agent in the foreground; SIGTERM leaves the datapath attached, SIGHUP reads everything anew',
 	)
-		.requiredOption('--config <file>', 'beeline.yaml')
+		.option('--config <file>', 'beeline.yaml')
 		.option(
 			'--leave-within <duration>',
 			'on SIGTERM of a drained node: how long open connections may go on (default 8s)',
 		)
-		.action(async (o: { config: string; leaveWithin?: string }) => {
+		.action(async (o: { config?: string; leaveWithin?: string }) => {
+			const config = given(o.config, '--config <file>');
 			const { parseDuration } = await import('./mesh/sources/document.js');
 			const ms = o.leaveWithin === undefined ? undefined : parseDuration(o.leaveWithin);
 			if (o.leaveWithin !== undefined && ms === undefined)
 				throw new Error(`--leave-within ${o.leaveWithin}: expected a duration such as 8s`);
 			await (await import('./cli/agent.js')).agent({
-				config: o.config,
+				config,
 				...(ms === undefined ? {} : { leaveWithinMs: ms }),
 			});
 		});
@@ -239,7 +246,7 @@ function program(): Command {
 	verb(endpoint, 'ls', 'endpoints of this node').action(endpointLs);
 	verb(root, 'endpoints', 'endpoints of this node').action(endpointLs);
 	verb(endpoint, 'attach', 'give a namespace an interface on a network')
-		.requiredOption('--network <name>', 'the network: attachable, or with --service one of that service')
+		.option('--network <name>', 'the network: attachable, or with --service one of that service')
 		.option('--netns <path>', 'network namespace: a path, or a name of ip netns')
 		.option('--pid <pid>', 'of a process in the namespace')
 		.option('--container <id>', 'of this node’s engine')
@@ -247,9 +254,10 @@ function program(): Command {
 		.option('--name <name>', 'its name on the network')
 		.option('--ip <address>', 'of the part of the subnet that this node owns')
 		.option('--alias <name>', 'another name; may be repeated', collect, [])
-		.action(async (o: AttachOptions, c: Command) => {
+		.action(async (o: Omit<AttachOptions, 'network'> & { network?: string }, c: Command) => {
+			const network = given(o.network, '--network <name>');
 			const [api, format] = await client(c);
-			await (await overlay()).endpointAttach(api, o, format);
+			await (await overlay()).endpointAttach(api, { ...o, network }, format);
 		});
 	verb(endpoint, 'detach', 'take the interface away')
 		.argument('<id>')
@@ -279,7 +287,11 @@ function oneSentence(e: unknown): string {
 
 /** What is wrong with the command's words; commander proposes a similar one in a second line. */
 function misused(e: CommanderError): string {
-	if (e.code === 'commander.help') return 'a verb is missing: add --help to see what there is';
+	if (e.code === 'commander.help') {
+		const words = process.argv.slice(2);
+		const asked = words.includes('help') ? words[words.indexOf('help') + 1] : undefined;
+		return `${asked === undefined ? 'a verb is missing' : `unknown command '${asked}'`}: add --help to see what there is`;
+	}
 	const text = e.message
 		.replace(/^error: /, '')
 		.replace(/\s*\n\s*/g, ' ')
@@ -291,7 +303,8 @@ async function main(): Promise<number> {
 	// `beeline nodes | head -1` closes the pipe: that is no failure of ours.
 	process.stdout.on('error', (e: NodeJS.ErrnoException) => {
 		if (e.code === 'EPIPE') process.exit(0);
-		throw e;
+		process.stderr.write(`write to standard output: ${e.message}\n`);
+		process.exit(1);
 	});
 	try {
 		const root = program();

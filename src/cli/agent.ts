@@ -1,5 +1,4 @@
 /** beeline agent: runs in the foreground until a signal ends it. */
-import { pino } from 'pino';
 import { startAgent } from '../agent/agent.js';
 import { type Config, isLoopback, loadConfig } from '../config.js';
 import { BeelineError, codeOf, sentence } from '../errors.js';
@@ -8,6 +7,7 @@ import { tokenFile } from '../http/guard.js';
 import { listen, trySocket, tryTcp } from '../http/listen.js';
 import { VERDICTS } from '../loader/layout.gen.js';
 import { createPluginApp } from '../plugin/app.js';
+import { createLog } from './log.js';
 import { sources, version } from './places.js';
 
 /** SIGTERM of a drained node: within the grace of Docker's and systemd's stop. */
@@ -45,7 +45,7 @@ async function tryListener(config: Config, tcp: readonly string[]): Promise<stri
 export async function agent(o: { readonly config: string; readonly leaveWithinMs?: number }): Promise<void> {
 	const config = loadConfig(o.config);
 	needRoot('agent');
-	const log = pino({ level: config.log.level, base: { node: config.node.name } });
+	const log = createLog(config.log.level, config.node.name);
 	const tcp = config.http.listen.map((l) => `${l.host.includes(':') ? `[${l.host}]` : l.host}:${l.port}`);
 	const noToken = await tryListener(config, tcp);
 	if (noToken !== undefined) log.warn(`${noToken}: until then nothing can be changed over TCP`);

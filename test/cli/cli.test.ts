@@ -1,6 +1,6 @@
 /** The command as a user runs it, against an agent in memory on a unix socket. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -169,7 +169,15 @@ test('mistakes are one sentence and exit 1', async (c) => {
 	await fails(run(['drain'], env), /^missing required argument 'backend\|node': add --help/m);
 	await fails(run(['nodes', '-o', 'xml'], env), /-o, --output/);
 	await fails(run(['flows', '--limit', '0'], env), /--limit/);
-	await fails(run(['agent'], env), /--config/);
+	await fails(run(['agent'], env), /^required option '--config <file>' not specified: add --help/m);
+	await fails(
+		run(['agent', '--confg', 'a.yaml'], env),
+		/^unknown option '--confg' \(Did you mean --config\?\): add --help/m,
+	);
+	await fails(run(['endpoint', 'attach'], env), /^required option '--network <name>' not specified: add --help/m);
+	await fails(run(['help', 'frob'], env), /^unknown command 'frob': add --help/m);
+	await fails(run(['service', 'help', 'frob'], env), /^unknown command 'frob': add --help/m);
+	await fails(run(['service'], env), /^a verb is missing: add --help/m);
 	await fails(run(['agent', '--config', '/nowhere.yaml'], env), /nowhere\.yaml/);
 	await fails(run(['nodes'], { BEELINE_AGENT: 'unix:/nowhere.sock' }), /no agent answers at unix:\/nowhere\.sock/);
 	await fails(run(['nodes'], { BEELINE_AGENT: 'http://127.0.0.1:1' }), /no agent answers/);
@@ -193,6 +201,43 @@ test('a reader that goes away is no failure', async (c) => {
 	const code = await new Promise((resolve) => child.on('close', resolve));
 	assert.is(code, 0, stderr);
 	assert.is(stderr, '');
+});
+
+test('a full disk under the output is one sentence', async (c) => {
+	const full = openSync('/dev/full', 'w');
+	const child = spawn(process.execPath, [bin, 'nodes'], {
+		env: { PATH: process.env.PATH ?? '', BEELINE_NO_BUILD: '1', BEELINE_AGENT: c.where },
+		stdio: ['ignore', full, 'pipe'],
+	});
+	closeSync(full);
+	let stderr = '';
+	child.stderr?.on('data', (d) => {
+		stderr += d;
+	});
+	const code = await new Promise((resolve) => child.on('close', resolve));
+	assert.is(code, 1);
+	assert.is(stderr, 'write to standard output: ENOSPC: no space left on device, write\n');
+});
+
+test('a log that cannot be written stops nothing', async () => {
+	const full = openSync('/dev/full', 'w');
+	const program = `import { createLog } from ${JSON.stringify(join(dirname(fileURLToPath(import.meta.url)), '../../src/cli/log.js'))};
+		const log = createLog('info', 'node1');
+		for (let i = 0; i < 20_000; i++) log.info({ text: 'x'.repeat(100) }, 'a line');
+		setTimeout(() => console.error('alive', process.memoryUsage().heapUsed < 100e6), 50);`;
+	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+		stdio: ['ignore', full, 'pipe'],
+		timeout: 30_000,
+		killSignal: 'SIGKILL',
+	});
+	closeSync(full);
+	let stderr = '';
+	child.stderr?.on('data', (d) => {
+		stderr += d;
+	});
+	const code = await new Promise((resolve) => child.on('close', resolve));
+	assert.is(stderr, 'alive true\n');
+	assert.is(code, 0);
 });
 
 test('monitor prints verdicts until the agent ends', async (c) => {

@@ -7,6 +7,7 @@ import Table from 'cli-table3';
 import { Mesh, targets, taskBackend } from '../support/beeline.js';
 import { type LoadReport, removeLeftovers, Topology } from '../support/netns.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
+import { tell } from './tell.js';
 
 const connections = 10_000;
 
@@ -172,4 +173,4 @@ const sum = (counts: Readonly<Record<string, number>>) =>
 	Object.values(counts).reduce((total, count) => total + count, 0);
 const rate = (report: LoadReport) => Math.round((1000 * report.connections) / Math.max(report.durationMs, 1));
 
-process.exitCode = await demo();
+await tell(demo);

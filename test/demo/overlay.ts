@@ -12,6 +12,7 @@ import { cannotRunEtcd, EtcdServer } from '../support/etcd.js';
 import { removeLeftovers, Topology } from '../support/netns.js';
 import { cannotLoadBpf, cannotUseNamespaces } from '../support/skip.js';
 import { waitFor } from '../support/wait.js';
+import { tell } from './tell.js';
 
 async function walk(print: (line: string) => void = console.log): Promise<number> {
 	const missing = cannotUseNamespaces() ?? cannotLoadBpf() ?? cannotRunEtcd();
@@ -150,4 +151,4 @@ async function walk(print: (line: string) => void = console.log): Promise<number
 	return wrong ? 1 : 0;
 }
 
-process.exitCode = await walk();
+await tell(walk);

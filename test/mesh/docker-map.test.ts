@@ -251,6 +251,17 @@ test('a label that cannot be read is told and ignored; the others hold', () => {
 	assert.is(weightOf('node1'), 1);
 });
 
+test('labels that are named as what every object has are unknown ones', () => {
+	for (const name of ['constructor', 'toString', '__proto__', 'hasOwnProperty']) {
+		const { options, problems } = parseLabels('web', { [`beeline.${name}`]: 'x', 'beeline.prefer': 'local' });
+		assert.equal(
+			problems.map((p) => p.reason.slice(0, p.reason.indexOf(':'))),
+			[`beeline.${name} is no label of Beeline`],
+		);
+		assert.is(options.prefer, 'local');
+	}
+});
+
 test('one slip in an allow list does not admit everybody', () => {
 	const { options, problems } = parseLabels('web', { 'beeline.allow': '10.0.0.0/8, 10.1.0.0/40' });
 	assert.equal(

@@ -421,7 +421,7 @@ scenario(
 			);
 			await waitsFor(
 				{ endpoints: [etcd.url.replace('http', 'https')], prefix: fresh() },
-				/if it speaks none, write http:\/\/; waiting for it$/,
+				/if it speaks no TLS, write http:\/\/; waiting for it$/,
 			);
 			assert.match(
 				await why({ ca: '/nowhere/ca.pem', endpoints: ['https://127.0.0.1:1'] }),

@@ -2,11 +2,59 @@
  * The harness itself, without Beeline: what the other tests of this directory take for granted.
  * Topology: the default one of test/support/netns.ts, two tasks on n2.
  */
+import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
+import { statePath } from '../../src/agent/state.js';
 import { Topology } from '../support/netns.js';
 import { scenario } from '../support/scenario.js';
 import { cannotUseNamespaces } from '../support/skip.js';
+import { root } from '../support/tools.js';
+
+/**
+ * Runs a story on a topology in a process group of its own, and presses Ctrl-C from the moment that it printed `from`
+ * until it ends.
+ * @param everyMs between two of them; 0: only one
+ * @returns what it printed to standard error, and what is left of it
+ */
+async function interrupted(story: string, from: string, everyMs: number) {
+	const at = (file: string) => JSON.stringify(join(root, 'dist/test', file));
+	const program = `import { Topology } from ${at('support/netns.js')}; import { tell } from ${at('demo/tell.js')}; import { NO_STATE, statePath, writeState } from ${at('../src/agent/state.js')}; await tell(async () => { ${story} });`;
+	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+		detached: true,
+		stdio: ['ignore', 'pipe', 'pipe'],
+	});
+	const prefix = `bl${child.pid}-`;
+	let stdout = '';
+	let stderr = '';
+	child.stdout.on('data', (part) => {
+		stdout += part;
+	});
+	child.stderr.on('data', (part) => {
+		stderr += part;
+	});
+	let over = false;
+	const ended = new Promise<void>((resolve) =>
+		child.on('close', () => {
+			over = true;
+			resolve();
+		}),
+	);
+	while (!over && !stdout.includes(from)) await sleep(5);
+	while (!over) {
+		process.kill(-(child.pid as number), 'SIGINT');
+		await (everyMs ? sleep(everyMs) : ended);
+	}
+	await ended;
+	const left = ['/run/netns', '/sys/fs/bpf', tmpdir()].flatMap((directory) =>
+		readdirSync(directory).filter((name) => name.startsWith(prefix)),
+	);
+	const state = statePath(`/sys/fs/bpf/${prefix}n1`);
+	return { stderr, left: existsSync(state) ? [...left, state] : left };
+}
 
 async function build(): Promise<{ net: Topology }> {
 	const net = await Topology.build({ tasks: { n2: 2 } });
@@ -113,6 +161,24 @@ scenario(
 			const other = await Topology.build({ nodes: 1, clients: 0 }).catch((error: Error) => error);
 			assert.instance(other, Error);
 			assert.ok(existsSync('/run/netns') && readdirSync('/run/netns').some((name) => name.startsWith(prefix)));
+		});
+
+		test('Ctrl-C, once or held down, leaves nothing, and says so', async () => {
+			const story =
+				"const net = await Topology.build({ tasks: { n2: 2 } }); await net.httpd('n2t1', 80); writeState(statePath(net.pinRoot('n1')), NO_STATE); console.log('built'); await new Promise((r) => setTimeout(r, 60_000)); return 0;";
+			for (const everyMs of [0, 15, 15, 15]) {
+				const { stderr, left } = await interrupted(story, 'built', everyMs);
+				assert.equal(left, [], `every ${everyMs} ms`);
+				assert.is(stderr.trim(), 'Interrupted: all namespaces, programs and pins are removed.');
+			}
+		});
+
+		test('Ctrl-C while namespaces are built is no error of a command', async () => {
+			const story =
+				"console.log('begins'); await Topology.build({ tasks: { n2: 2 } }); await new Promise((r) => setTimeout(r, 60_000)); return 0;";
+			const { stderr, left } = await interrupted(story, 'begins', 0);
+			assert.equal(left, []);
+			assert.is(stderr.trim(), 'Interrupted: all namespaces, programs and pins are removed.');
 		});
 	},
 );

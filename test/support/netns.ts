@@ -1,7 +1,9 @@
 import { type ChildProcess, spawn as spawnProcess, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { keptPath, statePath } from '../../src/agent/state.js';
 import { tool } from './tools.js';
 import { waitFor } from './wait.js';
 
@@ -144,8 +146,9 @@ export class Topology {
 	/** Adds an empty namespace with lo up. */
 	addNamespace(name: string): void {
 		const ns = this.ns(name);
-		run('ip', ['netns', 'add', ns]);
+		// First, for Ctrl-C ends `ip` too, and what it had done by then is to be removed.
 		this.#namespaces.push(ns);
+		run('ip', ['netns', 'add', ns]);
 		this.ip(name, ['link set lo up']);
 		// Addresses are given without waiting for duplicates, and no router is asked.
 		this.sysctl(name, { 'net.ipv6.conf.all.accept_dad': '0', 'net.ipv6.conf.default.accept_dad': '0' });
@@ -507,7 +510,8 @@ export class Topology {
 		for (const child of this.#running) child.kill('SIGKILL');
 		for (const ns of this.#namespaces) {
 			killInside(ns);
-			spawnSync('ip', ['netns', 'del', ns]);
+			undisturbed('ip', ['netns', 'del', ns]);
+			removeRunFiles(ns);
 		}
 		// KEEP_TEST_FILES=1 leaves configurations, logs and captures to be read; pins never stay.
 		removeFiles(this.prefix, !process.env.KEEP_TEST_FILES);
@@ -603,9 +607,20 @@ export function run(command: string, args: readonly string[], options: ExecOptio
 	return result;
 }
 
+/** Runs a command of the clean-up out of reach of the terminal's Ctrl-C: a second one must not end it half-way. */
+function undisturbed(command: string, args: readonly string[]) {
+	// spawnSync takes `detached` as spawn does, though its types do not say so.
+	const apart = { detached: true };
+	for (let tries = 1; ; tries++) {
+		const done = spawnSync(command, args, { encoding: 'utf8', ...apart });
+		// One that came between fork() and setsid() ended it all the same.
+		if (done.signal === null || tries === 10) return done;
+	}
+}
+
 /** Kills every process of a namespace that we made. */
 function killInside(ns: string): void {
-	const pids = spawnSync('ip', ['netns', 'pids', ns], { encoding: 'utf8' }).stdout ?? '';
+	const pids = undisturbed('ip', ['netns', 'pids', ns]).stdout ?? '';
 	for (const pid of pids.split('\n').map(Number).filter(Boolean)) {
 		try {
 			process.kill(pid, 'SIGKILL');
@@ -613,6 +628,15 @@ function killInside(ns: string): void {
 			// It ended by itself.
 		}
 	}
+}
+
+/** What agents of a namespace keep in /run/beeline, by their pinRoot: a run that gets the pid again must not find it. */
+function removeRunFiles(ns: string): void {
+	const pinRoot = join(bpffs, ns);
+	const state = statePath(pinRoot);
+	const lock = `pins-${createHash('sha256').update(pinRoot).digest('hex').slice(0, 16)}.lock`;
+	for (const file of [state, keptPath(state, 'membership'), keptPath(state, 'etcd'), join(dirname(state), lock)])
+		rmSync(file, { force: true });
 }
 
 function removeFiles(prefix: string, temporary: boolean): void {
@@ -632,7 +656,8 @@ export function removeLeftovers(pid: number): void {
 	if (existsSync('/run/netns'))
 		for (const ns of readdirSync('/run/netns').filter((name) => name.startsWith(prefix))) {
 			killInside(ns);
-			spawnSync('ip', ['netns', 'del', ns]);
+			undisturbed('ip', ['netns', 'del', ns]);
+			removeRunFiles(ns);
 		}
 	removeFiles(prefix, true);
 }

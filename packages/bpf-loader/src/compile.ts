@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { access, mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { access, constants, mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { LoaderError, reason } from './errors.js';
@@ -146,7 +146,18 @@ export async function compile(source: string, o: CompileOptions = {}): Promise<C
 		return { name, object: await readFile(path), digest, path, warnings, cached: true };
 	}
 	const dir = o.cacheDir ?? (await mkdtemp(join(tmpdir(), 'bpf-loader-')));
-	await mkdir(dir, { recursive: true });
+	try {
+		await mkdir(dir, { recursive: true });
+		await access(dir, constants.W_OK);
+	} catch (e) {
+		// A file system that is read-only is told by ENOENT of Node's own recursion.
+		const code = (e as NodeJS.ErrnoException).code ?? reason(e);
+		throw new LoaderError(
+			'COMPILE_FAILED',
+			`compile ${basename(src)}: ${dir} cannot be written (${code}): expected a directory for compiled objects`,
+			{ cause: e },
+		);
+	}
 	const aside = join(dir, `${name}.${process.pid}.${Math.random().toString(36).slice(2)}`);
 	try {
 		const built = await run(clang, [

@@ -42,6 +42,22 @@ test('an object comes from the cache until a header that it includes changes, wh
 	}
 });
 
+test('a cache that cannot be written is one sentence that names it', async () => {
+	const w = workshop('cache');
+	try {
+		sources(w);
+		const file = w.write('file', '');
+		const e = await failure(compile(w.path('one.bpf.c'), { cacheDir: join(file, 'cache') }));
+		assert.is(e.code, 'COMPILE_FAILED');
+		assert.is(
+			e.message,
+			`compile one.bpf.c: ${join(file, 'cache')} cannot be written (ENOTDIR): expected a directory for compiled objects`,
+		);
+	} finally {
+		w.done();
+	}
+});
+
 test('the same sources in another directory are the same object', async () => {
 	const a = workshop('compile-a');
 	const b = workshop('compile-b');

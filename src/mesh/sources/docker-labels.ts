@@ -94,7 +94,7 @@ export function parseLabels(service: string, labels: Readonly<Record<string, str
 			continue;
 		}
 		if (label === REPLICAS_LABEL) continue;
-		const known = OPTIONS[key];
+		const known = Object.hasOwn(OPTIONS, key) ? OPTIONS[key] : undefined;
 		if (known === undefined) {
 			problem(`is no label of Beeline: expected one of ${Object.keys(OPTIONS).join(', ')}, weight, scale-from-zero`);
 			continue;

@@ -173,7 +173,8 @@ export function pathText(path: Path): string {
 	return path.map((p, i) => (typeof p === 'number' ? `[${p}]` : i === 0 ? p : `.${p}`)).join('');
 }
 
-const shown = (x: unknown): string => {
+/** `is 70000`, cut where it is long: what is wrong with a megabyte is no sentence of a megabyte. */
+export const shown = (x: unknown): string => {
 	if (x === undefined) return 'is missing';
 	if (Array.isArray(x)) return 'is a list';
 	if (typeof x === 'object' && x !== null) return 'is a mapping';

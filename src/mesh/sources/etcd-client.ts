@@ -254,9 +254,10 @@ export function createEtcd(o: EtcdOptions): Etcd {
 			case 'ETIMEDOUT':
 				return `no answer in ${timeoutMs / 1000} s`;
 			case 'ECONNRESET':
-				if (/before secure TLS/.test(said))
-					return 'it closed the connection before TLS was agreed on: if it speaks none, write http://';
-				return url.protocol === 'https:' || answered.has(url)
+				// A server without TLS resets it sooner or later, which Node.js tells apart: one sentence, to be said once.
+				if (/before secure TLS/.test(said) || (url.protocol === 'https:' && !answered.has(url)))
+					return 'it closed the connection: if it speaks no TLS, write http://';
+				return answered.has(url)
 					? 'it closed the connection'
 					: 'it closed the connection: if it speaks TLS, write https://';
 			case 'CERT_HAS_EXPIRED':

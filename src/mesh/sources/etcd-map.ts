@@ -13,7 +13,7 @@
 import { BeelineError, sentence } from '../../errors.js';
 import { contains } from '../subnets.js';
 import type { Membership, NetworkEndpoint, NetworkSpec, NodeSpec, ServiceSpec } from '../types.js';
-import { bool, check, parseAddress, parseSource, refuse, type Source, text } from './document.js';
+import { bool, check, parseAddress, parseSource, refuse, type Source, shown, text } from './document.js';
 import type { KeyValue } from './etcd-client.js';
 import { parseNetwork as parseNetworkDocument, parseNode, parseService } from './file.js';
 import { endpointSchema } from './network.js';
@@ -68,7 +68,10 @@ export function parseDocument(place: Place, value: string, network: ParseNetwork
 	const source: Source = { ...whole, file: '' };
 	const { data } = whole;
 	if (typeof data !== 'object' || data === null || Array.isArray(data))
-		throw new BeelineError('INVALID_CONFIG', `is ${JSON.stringify(data) ?? 'empty'}: expected a mapping`);
+		throw new BeelineError(
+			'INVALID_CONFIG',
+			`${data === null || data === undefined ? 'is empty' : shown(data)}: expected a mapping`,
+		);
 	if (place.kind === 'addresses') {
 		const result = check(addressSchema, data);
 		if (!result.data) throw refuse(source, result.problems);
@@ -77,13 +80,9 @@ export function parseDocument(place: Place, value: string, network: ParseNetwork
 	}
 	const named = (data as { name?: unknown }).name;
 	if (named !== undefined && named !== place.name)
-		throw new BeelineError(
-			'INVALID_CONFIG',
-			`name is ${JSON.stringify(named)}: expected ${place.name}, as its key says`,
-			{
-				field: 'name',
-			},
-		);
+		throw new BeelineError('INVALID_CONFIG', `name ${shown(named)}: expected ${place.name}, as its key says`, {
+			field: 'name',
+		});
 	const full = { ...data, name: place.name };
 	if (place.kind === 'nodes') return parseNode(source, full);
 	return place.kind === 'services' ? parseService(source, full) : network(source, full);
