@@ -182,6 +182,15 @@ test('mistakes are one sentence and exit 1', async (c) => {
 	await fails(run(['nodes'], { BEELINE_AGENT: 'unix:/nowhere.sock' }), /no agent answers at unix:\/nowhere\.sock/);
 	await fails(run(['nodes'], { BEELINE_AGENT: 'http://127.0.0.1:1' }), /no agent answers/);
 	await fails(run(['nodes'], { BEELINE_AGENT: 'nonsense' }), /expected unix:\/path or http:/);
+	await fails(run(['demo', 'nope'], {}), /^demo nope: expected overlay, or nothing$/m);
+	await fails(run(['demo', '--frob'], {}), /^demo --frob: expected overlay, or nothing$/m);
+	await fails(run(['demo', 'overlay', 'red'], {}), /^demo overlay red: expected overlay, or nothing$/m);
+});
+
+test('a demo that cannot run says why once', async (c) => {
+	// In place of the script, which would install what is missing.
+	writeFileSync(join(c.directory, 'bash'), '#!/bin/sh\necho "setup: it needs root" >&2\nexit 1\n', { mode: 0o755 });
+	await fails(run(['demo'], { PATH: `${c.directory}:${process.env.PATH}` }), /^setup: it needs root$/m);
 });
 
 test('help and version are no mistakes', async () => {
