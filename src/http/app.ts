@@ -4,6 +4,7 @@ import type { Context } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import { HTTPException } from 'hono/http-exception';
 import { type AgentApi, AgentError } from '../agent/api.js';
+import { pathText } from '../mesh/sources/document.js';
 import { etagOf, known, unchanged } from './etag.js';
 import { streamEvents } from './events.js';
 import { type Env, guard, type TokenSource } from './guard.js';
@@ -142,7 +143,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			if (result.success) return;
 			const issue = result.error.issues[0]!;
 			const unknown = issue.code === 'unrecognized_keys' ? [issue.keys[0]!] : [];
-			const field = [...issue.path, ...unknown].map(String).join('.');
+			const field = pathText([...issue.path, ...unknown].map((p) => (typeof p === 'number' ? p : String(p))));
 			const where = field === '' ? 'the body: ' : `${field}: `;
 			const what = unknown.length > 0 ? 'unknown key' : expected(issue);
 			return problem(c, { status: 422, code: 'INVALID', detail: `${where}${what}`, field });

@@ -22,7 +22,7 @@ export const Problem = z
 		detail: z.string().describe('What happened, why, and what to do'),
 		instance: z.string().optional().describe('Path of the request'),
 		code: z.string().describe('Stable name of the error'),
-		field: z.string().optional().describe('JSON path of the value that was refused'),
+		field: z.string().optional().describe('Path of the value that was refused: options.returnPath, ports[0].published'),
 	})
 	.openapi('Problem', {
 		example: {
