@@ -117,7 +117,12 @@ test('configuration: all of it, one key, a change, a key that must not change', 
 	await fails(run(['config', 'get', 'nothing'], env), /there is no nothing/);
 	assert.is((await run(['config', 'set', 'log.level', 'debug'], env)).code, 0);
 	assert.is(c.api.config().log.level, 'debug');
-	await fails(run(['config', 'set', 'datapath.vni', '3'], env), /datapath\.vni/);
+	await fails(
+		run(['config', 'set', 'datapath.vni', '3'], env),
+		/^datapath\.vni: is read when the agent starts and cannot be changed while it runs: set it in the configuration file \(beeline\.yaml\) and restart the agent$/m,
+	);
+	await fails(run(['config', 'set', 'node.name', 'n9'], env), /^node\.name: is read when the agent starts/);
+	await fails(run(['config', 'set', 'datapath.vnii', '3'], env), /^datapath\.vnii: unknown key/);
 });
 
 test('drain: a node, a backend by id or address; what names several is refused', async (c) => {

@@ -241,6 +241,46 @@ test('a refused value is told in words: what was expected there', async () => {
 	}
 });
 
+test('a key that is read at the start only is told as such, and where it is set; others are unknown', async () => {
+	const { ask, api } = setUp();
+	const before = api.config();
+	const table: [unknown, string][] = [
+		[{ datapath: { vni: 4 } }, 'datapath.vni'],
+		[{ datapath: { returnPath: 'dsr', maxFlows: 4096 } }, 'datapath.maxFlows'],
+		[{ pinRoot: '/x' }, 'pinRoot'],
+		[{ node: { name: 'n2' } }, 'node.name'],
+		[{ membership: { source: 'etcd' } }, 'membership.source'],
+		[{ http: { listen: ['127.0.0.1:1'] } }, 'http.listen'],
+		[{ dockerPlugin: { socket: '/x.sock' } }, 'dockerPlugin.socket'],
+		[{ uplinks: ['eth1'] }, 'uplinks'],
+		[{ gatewayBridge: {} }, 'gatewayBridge'],
+	];
+	for (const [body, key] of table) {
+		const res = await ask(UNIX, 'PATCH', '/v1/config', body);
+		assert.is(res.status, 422, key);
+		const { detail, field } = s.Problem.parse(await res.json());
+		assert.is(
+			detail,
+			`${key}: is read when the agent starts and cannot be changed while it runs: set it in the configuration file (beeline.yaml) and restart the agent`,
+		);
+		assert.is(field, key);
+	}
+	for (const [body, key] of [
+		[{ colour: 'red' }, 'colour'],
+		[{ datapath: { colour: 'red' } }, 'datapath.colour'],
+		[{ membership: { colour: 'red' } }, 'membership.colour'],
+		[{ uplinks: { x: 1 } }, 'uplinks.x'],
+		['{"datapath":{"__proto__":{"x":1}}}', 'datapath.__proto__'],
+		['{"constructor":1}', 'constructor'],
+	] as const) {
+		const res = await ask(UNIX, 'PATCH', '/v1/config', body);
+		assert.is(s.Problem.parse(await res.json()).detail, `${key}: unknown key`);
+	}
+	assert.equal(api.config(), before);
+	const other = await ask(UNIX, 'POST', '/v1/nodes', { name: 'n', address: '10.0.0.1', pinRoot: '/x' });
+	assert.is(s.Problem.parse(await other.json()).detail, 'pinRoot: unknown key');
+});
+
 test('the type of a body is read as RFC 9110 writes it', async () => {
 	const { ask } = setUp();
 	for (const type of [

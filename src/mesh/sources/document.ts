@@ -146,8 +146,8 @@ export function parsePrefix(x: unknown): string | undefined {
 }
 export const prefix = value('a prefix such as 10.0.0.0/8 or fd00::/8', parsePrefix);
 
-/** What a refused object may hold; zod does not say it, so the schema's owner does. */
-function keysOf(schema: z.ZodType, path: Path): string[] {
+/** What an object of a schema may hold; zod does not say it, so the schema's owner does. */
+export function keysOf(schema: z.ZodType, path: Path): string[] {
 	let at: unknown = schema;
 	const unwrap = () => {
 		for (;;) {
