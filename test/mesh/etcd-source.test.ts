@@ -337,6 +337,44 @@ scenario(
 			await again.source.close();
 		});
 
+		test('host bits in a prefix are cleared and told: without its document a service would be gone', async ({
+			etcd,
+		}) => {
+			const prefix = fresh();
+			twoNodes(etcd, prefix);
+			etcd.put(`${prefix}/services/web`, web({ options: { allow: ['10.1.2.3/8', 'fd00::/16'], deny: ['10.9.9.9'] } }));
+			etcd.put(`${prefix}/networks/red`, {
+				subnet: '10.44.0.1/24',
+				ipRange: '10.44.0.130/25',
+				subnet6: 'fd00:44::1/64',
+				slices: { n1: '10.44.0.1/26' },
+				vni: 5001,
+			});
+			etcd.put(`${prefix}/networks/bad`, { subnet: '10.45.0.1/40', vni: 5002 });
+			etcd.put(`${prefix}/networks/odd`, { subnet: 7, slices: ['10.45.0.1/24'], vni: 5003 });
+			const { source } = await open({ endpoints: [etcd.url], prefix });
+			const { services, networks } = source.current();
+			assert.equal(
+				[services[0]?.options.allow, services[0]?.options.deny],
+				[['10.0.0.0/8', 'fd00::/16'], ['10.9.9.9/32']],
+			);
+			assert.equal(
+				networks.map((n) => [n.name, n.subnet, n.ipRange, n.subnet6, n.options.slices]),
+				[['red', '10.44.0.0/24', '10.44.0.128/25', 'fd00:44::/64', { n1: '10.44.0.0/26' }]],
+			);
+			const [bad, odd, ...told] = source.problems().map((p) => p.slice(prefix.length));
+			assert.match(bad ?? '', /^\/networks\/bad: subnet is "10\.45\.0\.1\/40": expected a prefix .*\(it is ignored\)$/);
+			assert.match(odd ?? '', /^\/networks\/odd: subnet is 7: expected a prefix .*\(it is ignored\)$/);
+			assert.equal(told, [
+				'/networks/red: subnet is "10.44.0.1/24": expected 10.44.0.0/24 without host bits (it is read as 10.44.0.0/24)',
+				'/networks/red: subnet6 is "fd00:44::1/64": expected fd00:44::/64 without host bits (it is read as fd00:44::/64)',
+				'/networks/red: ipRange is "10.44.0.130/25": expected 10.44.0.128/25 without host bits (it is read as 10.44.0.128/25)',
+				'/networks/red: slices.n1 is "10.44.0.1/26": expected 10.44.0.0/26 without host bits (it is read as 10.44.0.0/26)',
+				'/services/web: options.allow[0] is "10.1.2.3/8": expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone (it is read as 10.0.0.0/8)',
+			]);
+			await source.close();
+		});
+
 		test('documents that contradict each other: the older key keeps what both want', async ({ etcd }) => {
 			const prefix = fresh();
 			etcd.put(`${prefix}/nodes/n2`, { address: '192.168.78.1' });

@@ -19,6 +19,7 @@ import {
 	parseNetwork,
 	placeOf,
 	readDocument,
+	readSpec,
 } from './etcd-map.js';
 import { changeService, drainBackend, type ServiceChange, type ServiceDocument } from './service-change.js';
 
@@ -165,7 +166,7 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 			if (text !== undefined) {
 				if (text === kv?.value) return now.revision;
 				const place = { kind, name } as const;
-				const spec = parseDocument(place, text, network);
+				const { spec, slips } = readSpec(place, text, network);
 				const document: Document = {
 					key,
 					place,
@@ -173,6 +174,7 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 					create: kv?.create ?? now.revision + 1,
 					mod: now.revision + 1,
 					spec,
+					slips,
 				};
 				const after = mapDocuments([...documents.filter((d) => d.key !== key), document]);
 				const old = new Set((mapped.byKey.get(key) ?? []).map((c) => c.what));
