@@ -48,7 +48,7 @@ function memory(kept?: readonly KeyValue[]): EtcdMemory & { kept: readonly KeyVa
 
 async function open(
 	options: EtcdSourceOptions,
-	more: { memory?: EtcdMemory; lookMs?: number; stop?: AbortSignal } = {},
+	more: { memory?: EtcdMemory; lookMs?: number; stop?: AbortSignal; meshVni?: number } = {},
 ): Promise<Opened> {
 	const opened = { changes: [] as Membership[], errors: [] as string[], log: [] as string[] };
 	const source = await openEtcdSource(
@@ -57,6 +57,7 @@ async function open(
 			memory: more.memory ?? memory(),
 			log: (level, text) => opened.log.push(`${level} ${text}`),
 			...(more.lookMs === undefined ? {} : { lookMs: more.lookMs }),
+			...(more.meshVni === undefined ? {} : { meshVni: more.meshVni }),
 		},
 		{
 			onChange: (m) => opened.changes.push(m),
@@ -373,6 +374,42 @@ scenario(
 				'/services/web: options.allow[0] is "10.1.2.3/8": expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone (it is read as 10.0.0.0/8)',
 			]);
 			await source.close();
+		});
+
+		test('a network with the VNI of the tunnel between nodes is ignored, and a writer is refused', async ({ etcd }) => {
+			const prefix = fresh();
+			twoNodes(etcd, prefix);
+			etcd.put(`${prefix}/networks/red`, { subnet: '10.44.0.0/24', vni: 77 });
+			etcd.put(`${prefix}/networks/blue`, { subnet: '10.45.0.0/24', vni: 78 });
+			const kept = memory();
+			const { source } = await open({ endpoints: [etcd.url], prefix }, { meshVni: 77, memory: kept });
+			const check = ({ current, problems }: EtcdSource) => {
+				assert.equal(
+					current().networks.map((n) => n.name),
+					['blue'],
+				);
+				assert.equal(problems(), [
+					`${prefix}/networks/red: vni is 77, that of the tunnel between nodes (datapath.vni): expected another (the network is ignored)`,
+				]);
+			};
+			check(source);
+			const e = await source.store.createNetwork('green', { subnet: '10.46.0.0/24', vni: 77 }).catch((x) => x);
+			assert.equal(
+				[codeOf(e), e.message, e.field],
+				[
+					'INVALID_CONFIG',
+					'network green vni is 77, that of the tunnel between nodes (datapath.vni): expected another',
+					'vni',
+				],
+			);
+			await source.store.createNetwork('green', { subnet: '10.46.0.0/24', vni: 79 });
+			await source.store.removeNetwork('green');
+			await source.close();
+			await etcd.kill();
+			const remembered = await open({ endpoints: [etcd.url], prefix }, { meshVni: 77, memory: kept });
+			check(remembered.source);
+			await remembered.source.close();
+			await etcd.launch();
 		});
 
 		test('documents that contradict each other: the older key keeps what both want', async ({ etcd }) => {

@@ -195,8 +195,15 @@ export function readDocument(
 
 const byAge = (a: Document, b: Document) => a.create - b.create || (a.key < b.key ? -1 : 1);
 
-/** The membership that documents describe. Every list is sorted by name. */
-export function mapDocuments(documents: Iterable<Document>, strangers: readonly string[] = []): Mapped {
+/**
+ * The membership that documents describe. Every list is sorted by name.
+ * @param meshVni VNI of the tunnel between nodes, the same on all of them; no network's
+ */
+export function mapDocuments(
+	documents: Iterable<Document>,
+	strangers: readonly string[] = [],
+	meshVni?: number,
+): Mapped {
 	const byKey = new Map<string, Complaint[]>();
 	const complain = (key: string, what: string, effect: string, field?: string) => {
 		const one = { what, effect, ...(field === undefined ? {} : { field }) };
@@ -270,6 +277,15 @@ export function mapDocuments(documents: Iterable<Document>, strangers: readonly 
 	const endpoints = new Map<string, NetworkEndpoint[]>();
 	for (const d of of.networks) {
 		const spec = d.spec as NetworkSpec;
+		if (spec.vni === meshVni) {
+			complain(
+				d.key,
+				`vni is ${spec.vni}, that of the tunnel between nodes (datapath.vni): expected another`,
+				'the network is ignored',
+				'vni',
+			);
+			continue;
+		}
 		const other = vnis.get(spec.vni);
 		if (other !== undefined) {
 			complain(d.key, `vni is ${spec.vni}, which is network ${other}'s`, 'the network is ignored', 'vni');
