@@ -656,9 +656,14 @@ export const VerdictEvent = z
 		at: instant,
 		program: z.string(),
 		verdict: z.string(),
-		protocol: z.string(),
-		source: z.string(),
-		destination: z.string(),
+		protocol: z
+			.string()
+			.nullable()
+			.describe(
+				'With source and destination null: the program did not read the packet (marked by uplink_xdp, or no IP)',
+			),
+		source: z.string().nullable(),
+		destination: z.string().nullable(),
 		interface: z.string(),
 		bytes: z.number().int(),
 		service: z.string().nullable(),

@@ -275,11 +275,24 @@ test('monitor prints verdicts until the agent ends', async (c) => {
 		service: 'web',
 		backend: 'b',
 	});
-	while (!out.includes('\n') && Date.now() < limit) await new Promise((r) => setTimeout(r, 10));
+	c.api.emit({
+		type: 'verdict',
+		at: '2026-01-02T03:04:05.679Z',
+		program: 'uplink_tc',
+		verdict: 'encap_node',
+		protocol: null,
+		source: null,
+		destination: null,
+		interface: 'eth0',
+		bytes: 124,
+		service: null,
+		backend: null,
+	});
+	while (out.split('\n').length < 3 && Date.now() < limit) await new Promise((r) => setTimeout(r, 10));
 	child.kill();
 	assert.match(
 		out,
-		/^03:04:05\.678 eth0 +uplink_xdp +encap_node +tcp 192\.168\.78\.100:51234 > 192\.168\.78\.1:8080 74 b\n$/,
+		/^03:04:05\.678 eth0 +uplink_xdp +encap_node +tcp 192\.168\.78\.100:51234 > 192\.168\.78\.1:8080 74 b\n03:04:05\.679 eth0 +uplink_tc +encap_node +\(not read here\) 124\n$/,
 	);
 });
 
