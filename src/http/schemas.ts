@@ -660,7 +660,7 @@ export const VerdictEvent = z
 			.string()
 			.nullable()
 			.describe(
-				'With source and destination null: the program did not read the packet (marked by uplink_xdp, or no IP)',
+				'With source and destination null: the program did not read the packet (marked by uplink_xdp, not ours at a glance, or no IP)',
 			),
 		source: z.string().nullable(),
 		destination: z.string().nullable(),

@@ -149,8 +149,16 @@ test('services and nodes of the file source', async (c) => {
 	assert.is(c.api.services().length, 1);
 	await fails(run(['service', 'create', '-p', '53:53', 'elsewhere'], env), /write the service into mesh\.yaml/);
 	await fails(run(['service', 'update', '--option', 'returnPath=nat', 'web'], env), /options\.returnPath/);
-	assert.is((await run(['node', 'add', 'node3', '192.168.78.3'], env)).code, 0);
-	assert.is((await run(['node', 'rm', 'node3'], env)).code, 0);
+	assert.equal(await run(['node', 'add', 'node3', '192.168.78.3'], env), {
+		code: 0,
+		stdout: 'node3\n',
+		stderr: 'written into mesh.yaml of node1 alone: every other node reads its own copy, so write it into theirs too\n',
+	});
+	assert.equal(await run(['node', 'rm', 'node3'], env), {
+		code: 0,
+		stdout: 'node3\n',
+		stderr: 'written into mesh.yaml of node1 alone: every other node reads its own copy, so write it into theirs too\n',
+	});
 	await fails(run(['node', 'rm', 'node3'], env), /no node "node3"/);
 });
 
