@@ -9,6 +9,7 @@ import {
 	check,
 	duration,
 	integer,
+	keysOf,
 	name,
 	oneOf,
 	type Problem,
@@ -350,6 +351,11 @@ export function loadConfig(file: string): Config {
 
 /** What an agent may change while it runs; the rest decides what it is, and needs a restart. */
 export const changeableKeys = ['datapath.returnPath', 'datapath.staleAfter', 'log.level'] as const;
+
+/** Whether beeline.yaml may have such a key: of a value, or of a group of them. */
+export function isConfigKey(path: readonly string[]): boolean {
+	return path.length > 0 && path.every((step, i) => keysOf(configSchema, path.slice(0, i)).includes(step));
+}
 
 /**
  * Writes values into beeline.yaml, keeping comments; `null` removes a key. Keys are paths (`datapath.returnPath`).

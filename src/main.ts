@@ -271,7 +271,9 @@ function program(): Command {
 	verb(root, 'demo', 'three nodes, real servers, real traffic, on this machine')
 		.allowUnknownOption()
 		.argument('[args...]', 'overlay: the walk through overlay networks instead')
-		.action(async (args: string[]) => (await import('./cli/demo.js')).demo(args));
+		.action(async (args: string[]) => {
+			process.exitCode = await (await import('./cli/demo.js')).demo(args);
+		});
 	verb(root, 'version', 'version of this command').action(async () => {
 		const { version } = await import('./cli/places.js');
 		process.stdout.write(`${version()}\n`);
@@ -313,7 +315,8 @@ async function main(): Promise<number> {
 			return 1;
 		}
 		await root.parseAsync();
-		return 0;
+		// A verb whose child has said its sentence sets it.
+		return Number(process.exitCode ?? 0);
 	} catch (e) {
 		if (e instanceof CommanderError) {
 			if (e.exitCode === 0) return 0;

@@ -30,7 +30,7 @@ export interface NetworksDeps {
 	readonly self: () => string;
 	/** Bytes, of the uplinks; undefined: not known yet. */
 	readonly underlayMtu: () => number | undefined;
-	/** VNI of the mesh itself. */
+	/** VNI of the tunnel between nodes. */
 	readonly meshVni: () => number;
 	/** Path of a container's network namespace. @throws BeelineError */
 	readonly netnsOfContainer: (id: string) => Promise<string>;
@@ -191,7 +191,12 @@ export function createNetworks(deps: NetworksDeps): Networks {
 			if (vni === undefined) {
 				const taken = new Set([...networks.map((n) => n.vni), deps.meshVni()]);
 				for (vni = FIRST_VNI; taken.has(vni); vni++);
-			} else if (vni === deps.meshVni()) refuse('CONFLICT', `VNI ${vni} is the mesh's own (datapath.vni)`, 'vni');
+			} else if (vni === deps.meshVni())
+				refuse(
+					'CONFLICT',
+					`VNI ${vni} is that of the tunnel between nodes (datapath.vni): choose another, or none`,
+					'vni',
+				);
 			else {
 				const other = networks.find((n) => n.vni === vni);
 				if (other !== undefined) refuse('CONFLICT', `VNI ${vni} is network ${other.name}'s: choose another`, 'vni');

@@ -127,7 +127,7 @@ async function openEtcd(deps: SourceDeps, events: SourceEvents): Promise<Source>
 		write: (documents) => kept.write({ prefix: options.prefix, documents }),
 	};
 	const source = await openEtcdSource(
-		{ options, memory, log: (level, text) => deps.log[level](text) },
+		{ options, memory, meshVni: config.datapath.vni, log: (level, text) => deps.log[level](text) },
 		{
 			onChange: (m, at) => events.onChange(m, at),
 			onSame: () => events.onRead?.(),
@@ -241,6 +241,7 @@ async function openDocker(deps: SourceDeps, events: SourceEvents): Promise<Sourc
 		{
 			engine,
 			memory,
+			meshVni: config.datapath.vni,
 			log,
 			openFeed: (on) =>
 				openStream(

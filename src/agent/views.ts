@@ -502,15 +502,17 @@ export function verdictEvent(
 	nowNs: bigint,
 ): VerdictEventBody {
 	const b = event.ref === 0 ? undefined : backendsByIndex(e).get(event.ref & REF_INDEX_MASK);
+	// uplink_tc hands over by the mark alone what uplink_xdp has read, whose event names the addresses.
+	const isRead = event.proto !== 0 || event.src !== '::' || event.dst !== '::';
 	const at = (address: string, port: number) => (address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`);
 	return {
 		type: 'verdict',
 		at: new Date(Date.now() - Number((nowNs - event.time_ns) / 1_000_000n)).toISOString(),
 		program: PROGRAMS[event.program] ?? String(event.program),
 		verdict: VERDICTS[event.verdict] ?? String(event.verdict),
-		protocol: PROTOCOLS[event.proto] ?? String(event.proto),
-		source: at(event.src, event.sport),
-		destination: at(event.dst, event.dport),
+		protocol: isRead ? (PROTOCOLS[event.proto] ?? String(event.proto)) : null,
+		source: isRead ? at(event.src, event.sport) : null,
+		destination: isRead ? at(event.dst, event.dport) : null,
 		interface: names?.get(event.ifindex) ?? String(event.ifindex),
 		bytes: event.len,
 		service: b?.service ?? null,

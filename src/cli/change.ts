@@ -1,6 +1,6 @@
 /** Verbs that change something: drain, undrain, config set, service create|update|scale|rm, node add|rm. */
 import { BeelineError } from '../errors.js';
-import type { BackendView, NodeView } from '../http/schemas.js';
+import type { BackendView, NodeView, StatusView } from '../http/schemas.js';
 import type { Client } from './client.js';
 import { print } from './output.js';
 
@@ -202,9 +202,19 @@ export async function serviceRemove(client: Client, names: readonly string[]): P
 	}
 }
 
+/** With a file, what was written is this node's alone. On standard error, for the names on standard output are read by scripts. */
+async function sayWhoseCopy(client: Client): Promise<void> {
+	const { node, membership, totals } = JSON.parse((await client.get('/v1/status')).body) as StatusView;
+	if (membership.source !== 'file' || totals.nodes < 2) return;
+	process.stderr.write(
+		`written into ${membership.place} of ${node} alone: every other node reads its own copy, so write it into theirs too\n`,
+	);
+}
+
 export async function nodeAdd(client: Client, name: string, address: string): Promise<void> {
 	await client.send('POST', '/v1/nodes', { name, address });
 	print(name);
+	await sayWhoseCopy(client);
 }
 
 export async function nodeRemove(client: Client, names: readonly string[]): Promise<void> {
@@ -212,4 +222,5 @@ export async function nodeRemove(client: Client, names: readonly string[]): Prom
 		await client.send('DELETE', at('/v1/nodes', name));
 		print(name);
 	}
+	await sayWhoseCopy(client);
 }

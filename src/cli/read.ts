@@ -175,8 +175,9 @@ export async function monitor(
 		if (event !== 'verdict') return;
 		if (format === 'json') return print(data);
 		const v = JSON.parse(data) as VerdictEventBody;
+		const ends = v.protocol === null ? '(not read here)' : `${v.protocol} ${v.source} > ${v.destination}`;
 		print(
-			`${v.at.slice(11, 23)} ${v.interface.padEnd(10)} ${v.program.padEnd(16)} ${v.verdict.padEnd(20)} ${v.protocol} ${v.source} > ${v.destination} ${v.bytes}${v.backend === null ? '' : ` ${v.backend}`}`,
+			`${v.at.slice(11, 23)} ${v.interface.padEnd(10)} ${v.program.padEnd(16)} ${v.verdict.padEnd(20)} ${ends} ${v.bytes}${v.backend === null ? '' : ` ${v.backend}`}`,
 		);
 	});
 	throw new BeelineError('ENDED', 'the agent ended the stream: it was stopped or restarted');

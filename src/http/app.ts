@@ -4,6 +4,8 @@ import type { Context } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import { HTTPException } from 'hono/http-exception';
 import { type AgentApi, AgentError } from '../agent/api.js';
+import { isConfigKey } from '../config.js';
+import { pathText } from '../mesh/sources/document.js';
 import { etagOf, known, unchanged } from './etag.js';
 import { streamEvents } from './events.js';
 import { type Env, guard, type TokenSource } from './guard.js';
@@ -135,16 +137,40 @@ function find<T>(list: readonly T[], what: string, name: string, is: (item: T) =
 	return item;
 }
 
+const AT_START_ONLY =
+	'is read when the agent starts and cannot be changed while it runs: set it in the configuration file (beeline.yaml) and restart the agent';
+
+/** The key of beeline.yaml that a body names at a path: whole (`node.name`), or up to the first that there is not. */
+function configKey(path: readonly string[], body: unknown): string[] {
+	let at = path.reduce((o, step) => (o as Record<string, unknown> | undefined)?.[step], body);
+	const key = [...path];
+	while (isConfigKey(key) && typeof at === 'object' && at !== null && !Array.isArray(at)) {
+		const [next] = Object.entries(at);
+		if (next === undefined) break;
+		key.push(next[0]);
+		at = next[1];
+	}
+	return key;
+}
+
 export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 	const { api } = deps;
 	const app = new OpenAPIHono<Env>({
 		defaultHook: (result, c) => {
 			if (result.success) return;
 			const issue = result.error.issues[0]!;
-			const unknown = issue.code === 'unrecognized_keys' ? [issue.keys[0]!] : [];
-			const field = [...issue.path, ...unknown].map(String).join('.');
+			let path = issue.path.map((p) => (typeof p === 'number' ? p : String(p)));
+			let what = '';
+			if (issue.code === 'unrecognized_keys') {
+				path.push(issue.keys[0]!);
+				what = 'unknown key';
+				if (c.req.path === '/v1/config') {
+					path = configKey(path.map(String), (result as { data?: unknown }).data);
+					if (isConfigKey(path.map(String))) what = AT_START_ONLY;
+				}
+			} else what = expected(issue);
+			const field = pathText(path);
 			const where = field === '' ? 'the body: ' : `${field}: `;
-			const what = unknown.length > 0 ? 'unknown key' : expected(issue);
 			return problem(c, { status: 422, code: 'INVALID', detail: `${where}${what}`, field });
 		},
 	});
@@ -664,7 +690,7 @@ export function createApp(deps: AppDeps): OpenAPIHono<Env> {
 			createRoute({
 				method: 'patch',
 				path: '/v1/config',
-				summary: 'Change what can be changed while the agent runs (until it restarts)',
+				summary: 'Change what can be changed while the agent runs; beeline.yaml is written too, but for trace',
 				security: bearer,
 				request: { headers: ifMatch, body: json(s.ConfigPatch) },
 				responses: { ...ok(s.Config, 'The configuration as it is now'), ...bodied },

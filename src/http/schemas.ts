@@ -22,7 +22,7 @@ export const Problem = z
 		detail: z.string().describe('What happened, why, and what to do'),
 		instance: z.string().optional().describe('Path of the request'),
 		code: z.string().describe('Stable name of the error'),
-		field: z.string().optional().describe('JSON path of the value that was refused'),
+		field: z.string().optional().describe('Path of the value that was refused: options.returnPath, ports[0].published'),
 	})
 	.openapi('Problem', {
 		example: {
@@ -656,9 +656,14 @@ export const VerdictEvent = z
 		at: instant,
 		program: z.string(),
 		verdict: z.string(),
-		protocol: z.string(),
-		source: z.string(),
-		destination: z.string(),
+		protocol: z
+			.string()
+			.nullable()
+			.describe(
+				'With source and destination null: the program did not read the packet (marked by uplink_xdp, not ours at a glance, or no IP)',
+			),
+		source: z.string().nullable(),
+		destination: z.string().nullable(),
 		interface: z.string(),
 		bytes: z.number().int(),
 		service: z.string().nullable(),

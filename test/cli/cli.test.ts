@@ -117,7 +117,12 @@ test('configuration: all of it, one key, a change, a key that must not change', 
 	await fails(run(['config', 'get', 'nothing'], env), /there is no nothing/);
 	assert.is((await run(['config', 'set', 'log.level', 'debug'], env)).code, 0);
 	assert.is(c.api.config().log.level, 'debug');
-	await fails(run(['config', 'set', 'datapath.vni', '3'], env), /datapath\.vni/);
+	await fails(
+		run(['config', 'set', 'datapath.vni', '3'], env),
+		/^datapath\.vni: is read when the agent starts and cannot be changed while it runs: set it in the configuration file \(beeline\.yaml\) and restart the agent$/m,
+	);
+	await fails(run(['config', 'set', 'node.name', 'n9'], env), /^node\.name: is read when the agent starts/);
+	await fails(run(['config', 'set', 'datapath.vnii', '3'], env), /^datapath\.vnii: unknown key/);
 });
 
 test('drain: a node, a backend by id or address; what names several is refused', async (c) => {
@@ -144,8 +149,16 @@ test('services and nodes of the file source', async (c) => {
 	assert.is(c.api.services().length, 1);
 	await fails(run(['service', 'create', '-p', '53:53', 'elsewhere'], env), /write the service into mesh\.yaml/);
 	await fails(run(['service', 'update', '--option', 'returnPath=nat', 'web'], env), /options\.returnPath/);
-	assert.is((await run(['node', 'add', 'node3', '192.168.78.3'], env)).code, 0);
-	assert.is((await run(['node', 'rm', 'node3'], env)).code, 0);
+	assert.equal(await run(['node', 'add', 'node3', '192.168.78.3'], env), {
+		code: 0,
+		stdout: 'node3\n',
+		stderr: 'written into mesh.yaml of node1 alone: every other node reads its own copy, so write it into theirs too\n',
+	});
+	assert.equal(await run(['node', 'rm', 'node3'], env), {
+		code: 0,
+		stdout: 'node3\n',
+		stderr: 'written into mesh.yaml of node1 alone: every other node reads its own copy, so write it into theirs too\n',
+	});
 	await fails(run(['node', 'rm', 'node3'], env), /no node "node3"/);
 });
 
@@ -182,6 +195,15 @@ test('mistakes are one sentence and exit 1', async (c) => {
 	await fails(run(['nodes'], { BEELINE_AGENT: 'unix:/nowhere.sock' }), /no agent answers at unix:\/nowhere\.sock/);
 	await fails(run(['nodes'], { BEELINE_AGENT: 'http://127.0.0.1:1' }), /no agent answers/);
 	await fails(run(['nodes'], { BEELINE_AGENT: 'nonsense' }), /expected unix:\/path or http:/);
+	await fails(run(['demo', 'nope'], {}), /^demo nope: expected overlay, or nothing$/m);
+	await fails(run(['demo', '--frob'], {}), /^demo --frob: expected overlay, or nothing$/m);
+	await fails(run(['demo', 'overlay', 'red'], {}), /^demo overlay red: expected overlay, or nothing$/m);
+});
+
+test('a demo that cannot run says why once', async (c) => {
+	// In place of the script, which would install what is missing.
+	writeFileSync(join(c.directory, 'bash'), '#!/bin/sh\necho "setup: it needs root" >&2\nexit 1\n', { mode: 0o755 });
+	await fails(run(['demo'], { PATH: `${c.directory}:${process.env.PATH}` }), /^setup: it needs root$/m);
 });
 
 test('help and version are no mistakes', async () => {
@@ -261,11 +283,24 @@ test('monitor prints verdicts until the agent ends', async (c) => {
 		service: 'web',
 		backend: 'b',
 	});
-	while (!out.includes('\n') && Date.now() < limit) await new Promise((r) => setTimeout(r, 10));
+	c.api.emit({
+		type: 'verdict',
+		at: '2026-01-02T03:04:05.679Z',
+		program: 'uplink_tc',
+		verdict: 'encap_node',
+		protocol: null,
+		source: null,
+		destination: null,
+		interface: 'eth0',
+		bytes: 124,
+		service: null,
+		backend: null,
+	});
+	while (out.split('\n').length < 3 && Date.now() < limit) await new Promise((r) => setTimeout(r, 10));
 	child.kill();
 	assert.match(
 		out,
-		/^03:04:05\.678 eth0 +uplink_xdp +encap_node +tcp 192\.168\.78\.100:51234 > 192\.168\.78\.1:8080 74 b\n$/,
+		/^03:04:05\.678 eth0 +uplink_xdp +encap_node +tcp 192\.168\.78\.100:51234 > 192\.168\.78\.1:8080 74 b\n03:04:05\.679 eth0 +uplink_tc +encap_node +\(not read here\) 124\n$/,
 	);
 });
 

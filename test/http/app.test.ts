@@ -186,10 +186,10 @@ test('bodies: malformed is 400, not JSON 415, over 1 MiB 413, invalid 422 with t
 		['PATCH', '/v1/services/web', { options: { colour: 'red' } }, 'options.colour'],
 		['PATCH', '/v1/services/web', {}, ''],
 		['PATCH', '/v1/services/web', { replicas: -1 }, 'replicas'],
-		['PATCH', '/v1/services/web', { ports: { add: [{ published: 0, target: 80 }] } }, 'ports.add.0.published'],
-		['PATCH', '/v1/services/web', { backends: { remove: [{}] } }, 'backends.remove.0.node'],
-		['POST', '/v1/services', { name: 'x', ports: [{ published: 0, target: 80 }] }, 'ports.0.published'],
-		['POST', '/v1/services', { name: 'x', ports: [{ published: 80, target: 70000 }] }, 'ports.0.target'],
+		['PATCH', '/v1/services/web', { ports: { add: [{ published: 0, target: 80 }] } }, 'ports.add[0].published'],
+		['PATCH', '/v1/services/web', { backends: { remove: [{}] } }, 'backends.remove[0].node'],
+		['POST', '/v1/services', { name: 'x', ports: [{ published: 0, target: 80 }] }, 'ports[0].published'],
+		['POST', '/v1/services', { name: 'x', ports: [{ published: 80, target: 70000 }] }, 'ports[0].target'],
 		['POST', '/v1/services', { name: 'x', ports: [] }, 'ports'],
 		['POST', '/v1/services', { ports: [{ published: 80, target: 80 }] }, 'name'],
 	];
@@ -227,7 +227,7 @@ test('a refused value is told in words: what was expected there', async () => {
 			'POST',
 			'/v1/services',
 			{ name: 'x', ports: [{ published: 70000, target: 80 }] },
-			'ports.0.published: expected a port from 1 to 65535',
+			'ports[0].published: expected a port from 1 to 65535',
 		],
 		['POST', '/v1/services', { ports: [{ published: 80, target: 80 }] }, 'name: is missing: expected a text'],
 		['GET', '/v1/flows?limit=abc', undefined, 'limit: expected a whole number from 1 to 100000'],
@@ -239,6 +239,46 @@ test('a refused value is told in words: what was expected there', async () => {
 		assert.is(res.status, 422, path);
 		assert.is(((await res.json()) as { detail: string }).detail, detail);
 	}
+});
+
+test('a key that is read at the start only is told as such, and where it is set; others are unknown', async () => {
+	const { ask, api } = setUp();
+	const before = api.config();
+	const table: [unknown, string][] = [
+		[{ datapath: { vni: 4 } }, 'datapath.vni'],
+		[{ datapath: { returnPath: 'dsr', maxFlows: 4096 } }, 'datapath.maxFlows'],
+		[{ pinRoot: '/x' }, 'pinRoot'],
+		[{ node: { name: 'n2' } }, 'node.name'],
+		[{ membership: { source: 'etcd' } }, 'membership.source'],
+		[{ http: { listen: ['127.0.0.1:1'] } }, 'http.listen'],
+		[{ dockerPlugin: { socket: '/x.sock' } }, 'dockerPlugin.socket'],
+		[{ uplinks: ['eth1'] }, 'uplinks'],
+		[{ gatewayBridge: {} }, 'gatewayBridge'],
+	];
+	for (const [body, key] of table) {
+		const res = await ask(UNIX, 'PATCH', '/v1/config', body);
+		assert.is(res.status, 422, key);
+		const { detail, field } = s.Problem.parse(await res.json());
+		assert.is(
+			detail,
+			`${key}: is read when the agent starts and cannot be changed while it runs: set it in the configuration file (beeline.yaml) and restart the agent`,
+		);
+		assert.is(field, key);
+	}
+	for (const [body, key] of [
+		[{ colour: 'red' }, 'colour'],
+		[{ datapath: { colour: 'red' } }, 'datapath.colour'],
+		[{ membership: { colour: 'red' } }, 'membership.colour'],
+		[{ uplinks: { x: 1 } }, 'uplinks.x'],
+		['{"datapath":{"__proto__":{"x":1}}}', 'datapath.__proto__'],
+		['{"constructor":1}', 'constructor'],
+	] as const) {
+		const res = await ask(UNIX, 'PATCH', '/v1/config', body);
+		assert.is(s.Problem.parse(await res.json()).detail, `${key}: unknown key`);
+	}
+	assert.equal(api.config(), before);
+	const other = await ask(UNIX, 'POST', '/v1/nodes', { name: 'n', address: '10.0.0.1', pinRoot: '/x' });
+	assert.is(s.Problem.parse(await other.json()).detail, 'pinRoot: unknown key');
 });
 
 test('the type of a body is read as RFC 9110 writes it', async () => {

@@ -151,6 +151,22 @@ test('events and backends as rows', () => {
 	assert.equal(eventRow('reconcile', JSON.stringify({ ...reconcile, error: 'EINVAL' }))?.[2], 'a < b: EINVAL');
 	assert.equal(eventRow('lost', '{"events":4100}')?.[2], '4,100 events: more came than were read');
 	assert.is(eventRow('hello', '{}'), undefined);
+	const verdict = {
+		at: '2026-01-02T03:04:05.678Z',
+		program: 'uplink_tc',
+		verdict: 'deliver_endpoint',
+		protocol: null,
+		source: null,
+		destination: null,
+		interface: 'eth0',
+		bytes: 74,
+		backend: null,
+	};
+	assert.equal(eventRow('verdict', JSON.stringify(verdict)), [
+		'03:04:05.678',
+		['deliver_endpoint', ''],
+		'not read here, 74 bytes, uplink_tc on eth0',
+	]);
 	const [process, task] = fakeAgent().backends();
 	const per = new Map([
 		[`packets ${task!.id}`, 1234.5],

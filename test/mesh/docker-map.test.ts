@@ -271,6 +271,21 @@ test('one slip in an allow list does not admit everybody', () => {
 	assert.equal(options.allow, ['10.0.0.0/8']);
 });
 
+test('host bits in a list are cleared and told: left out, they would admit whom the list was written against', () => {
+	const { options, problems } = parseLabels('web', {
+		'beeline.allow': '10.1.2.3/8',
+		'beeline.deny': '10.9.0.0/16 fd00::1/16',
+	});
+	assert.equal([options.allow, options.deny], [['10.0.0.0/8'], ['10.9.0.0/16', 'fd00::/16']]);
+	assert.equal(
+		problems.map((p) => p.reason),
+		[
+			'beeline.allow is "10.1.2.3/8": expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone (it is read as 10.0.0.0/8)',
+			'beeline.deny is "fd00::1/16": expected fd00::/16 without host bits, or fd00::1 for that address alone (it is read as fd00::/16)',
+		],
+	);
+});
+
 test('a container’s leg on docker_gwbridge becomes the address of its task, on its own node alone', () => {
 	const legs = legsOf(read('worker/docker_gwbridge'));
 	assert.is(legs.size, 5);

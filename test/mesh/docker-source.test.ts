@@ -64,6 +64,8 @@ const node2AsManager = {
 	Swarm: { ...asManager.Swarm, NodeID: 'pyb140em6wnbmuykaspl4ozix', NodeAddr: '192.168.77.2' },
 };
 
+const MESH_VNI = 12509184;
+
 async function open(info: unknown, more: (s: Story) => void = () => undefined): Promise<Story> {
 	const engine = new FakeEngine();
 	engine.info = info;
@@ -84,6 +86,7 @@ async function open(info: unknown, more: (s: Story) => void = () => undefined): 
 				},
 			},
 			log: () => undefined,
+			meshVni: MESH_VNI,
 		},
 		{
 			onChange: (m) => story.changes.push(m),
@@ -124,6 +127,28 @@ test('a manager lists, knows itself, and publishes without addresses', async () 
 		);
 		for (const m of s.feed.published) for (const t of webvip(m).tasks) assert.is(t.address4, undefined);
 		assert.is(s.kept?.nodeId, 'pyb140em6wnbmuykaspl4ozix');
+	} finally {
+		await close(s);
+	}
+});
+
+test('a network of Docker’s with the VNI of the tunnel between nodes is told, for nothing can be refused there', async () => {
+	const s = await open(asManager);
+	try {
+		assert.equal(
+			s.source.problems().filter((p) => /VNI/.test(p)),
+			[],
+		);
+		const option = 'com.docker.network.driver.overlay.vxlanid_list';
+		s.engine.networks = s.engine.networks.map((n) =>
+			n.Name === 'appnet' ? { ...n, Options: { ...n.Options, [option]: String(MESH_VNI) } } : n,
+		);
+		s.source.reload();
+		const told = await waitFor('the warning', () => s.source.problems().find((p) => /VNI/.test(p)));
+		assert.is(
+			told,
+			'Docker’s network appnet has VNI 12509184, that of the tunnel between nodes, so that its packets are taken for the mesh’s: set datapath.vni to another on every node and restart the agents',
+		);
 	} finally {
 		await close(s);
 	}
@@ -388,6 +413,7 @@ test('an engine in no swarm is waited for, and the waiting can be ended', async 
 		{
 			engine: createEngine({ place: 'fake', socketPath: engine.socket }),
 			openFeed: (on) => new FakeFeed(on),
+			meshVni: MESH_VNI,
 			memory: { read: () => undefined, write: () => undefined },
 			log: (_level, text) => logged.push(text),
 		},

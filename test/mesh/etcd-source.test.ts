@@ -48,7 +48,7 @@ function memory(kept?: readonly KeyValue[]): EtcdMemory & { kept: readonly KeyVa
 
 async function open(
 	options: EtcdSourceOptions,
-	more: { memory?: EtcdMemory; lookMs?: number; stop?: AbortSignal } = {},
+	more: { memory?: EtcdMemory; lookMs?: number; stop?: AbortSignal; meshVni?: number } = {},
 ): Promise<Opened> {
 	const opened = { changes: [] as Membership[], errors: [] as string[], log: [] as string[] };
 	const source = await openEtcdSource(
@@ -57,6 +57,7 @@ async function open(
 			memory: more.memory ?? memory(),
 			log: (level, text) => opened.log.push(`${level} ${text}`),
 			...(more.lookMs === undefined ? {} : { lookMs: more.lookMs }),
+			...(more.meshVni === undefined ? {} : { meshVni: more.meshVni }),
 		},
 		{
 			onChange: (m) => opened.changes.push(m),
@@ -335,6 +336,80 @@ scenario(
 			await waitFor('the reports to go', () => again.source.problems().length === 2);
 			assert.is(again.source.current().nodes[1]?.address, '192.168.78.3');
 			await again.source.close();
+		});
+
+		test('host bits in a prefix are cleared and told: without its document a service would be gone', async ({
+			etcd,
+		}) => {
+			const prefix = fresh();
+			twoNodes(etcd, prefix);
+			etcd.put(`${prefix}/services/web`, web({ options: { allow: ['10.1.2.3/8', 'fd00::/16'], deny: ['10.9.9.9'] } }));
+			etcd.put(`${prefix}/networks/red`, {
+				subnet: '10.44.0.1/24',
+				ipRange: '10.44.0.130/25',
+				subnet6: 'fd00:44::1/64',
+				slices: { n1: '10.44.0.1/26' },
+				vni: 5001,
+			});
+			etcd.put(`${prefix}/networks/bad`, { subnet: '10.45.0.1/40', vni: 5002 });
+			etcd.put(`${prefix}/networks/odd`, { subnet: 7, slices: ['10.45.0.1/24'], vni: 5003 });
+			const { source } = await open({ endpoints: [etcd.url], prefix });
+			const { services, networks } = source.current();
+			assert.equal(
+				[services[0]?.options.allow, services[0]?.options.deny],
+				[['10.0.0.0/8', 'fd00::/16'], ['10.9.9.9/32']],
+			);
+			assert.equal(
+				networks.map((n) => [n.name, n.subnet, n.ipRange, n.subnet6, n.options.slices]),
+				[['red', '10.44.0.0/24', '10.44.0.128/25', 'fd00:44::/64', { n1: '10.44.0.0/26' }]],
+			);
+			const [bad, odd, ...told] = source.problems().map((p) => p.slice(prefix.length));
+			assert.match(bad ?? '', /^\/networks\/bad: subnet is "10\.45\.0\.1\/40": expected a prefix .*\(it is ignored\)$/);
+			assert.match(odd ?? '', /^\/networks\/odd: subnet is 7: expected a prefix .*\(it is ignored\)$/);
+			assert.equal(told, [
+				'/networks/red: subnet is "10.44.0.1/24": expected 10.44.0.0/24 without host bits (it is read as 10.44.0.0/24)',
+				'/networks/red: subnet6 is "fd00:44::1/64": expected fd00:44::/64 without host bits (it is read as fd00:44::/64)',
+				'/networks/red: ipRange is "10.44.0.130/25": expected 10.44.0.128/25 without host bits (it is read as 10.44.0.128/25)',
+				'/networks/red: slices.n1 is "10.44.0.1/26": expected 10.44.0.0/26 without host bits (it is read as 10.44.0.0/26)',
+				'/services/web: options.allow[0] is "10.1.2.3/8": expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone (it is read as 10.0.0.0/8)',
+			]);
+			await source.close();
+		});
+
+		test('a network with the VNI of the tunnel between nodes is ignored, and a writer is refused', async ({ etcd }) => {
+			const prefix = fresh();
+			twoNodes(etcd, prefix);
+			etcd.put(`${prefix}/networks/red`, { subnet: '10.44.0.0/24', vni: 77 });
+			etcd.put(`${prefix}/networks/blue`, { subnet: '10.45.0.0/24', vni: 78 });
+			const kept = memory();
+			const { source } = await open({ endpoints: [etcd.url], prefix }, { meshVni: 77, memory: kept });
+			const check = ({ current, problems }: EtcdSource) => {
+				assert.equal(
+					current().networks.map((n) => n.name),
+					['blue'],
+				);
+				assert.equal(problems(), [
+					`${prefix}/networks/red: vni is 77, that of the tunnel between nodes (datapath.vni): expected another (the network is ignored)`,
+				]);
+			};
+			check(source);
+			const e = await source.store.createNetwork('green', { subnet: '10.46.0.0/24', vni: 77 }).catch((x) => x);
+			assert.equal(
+				[codeOf(e), e.message, e.field],
+				[
+					'INVALID_CONFIG',
+					'network green vni is 77, that of the tunnel between nodes (datapath.vni): expected another',
+					'vni',
+				],
+			);
+			await source.store.createNetwork('green', { subnet: '10.46.0.0/24', vni: 79 });
+			await source.store.removeNetwork('green');
+			await source.close();
+			await etcd.kill();
+			const remembered = await open({ endpoints: [etcd.url], prefix }, { meshVni: 77, memory: kept });
+			check(remembered.source);
+			await remembered.source.close();
+			await etcd.launch();
 		});
 
 		test('documents that contradict each other: the older key keeps what both want', async ({ etcd }) => {

@@ -51,6 +51,32 @@ scenario(
 		await server.close();
 	},
 	(test) => {
+		test('a writer is refused for host bits in a prefix; one that finds them there may change the rest', async ({
+			server,
+			etcd,
+		}) => {
+			const { prefix, store } = await filled(etcd);
+			const slip = 'expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone';
+			assert.is(
+				await why(store.createService('web', { ...web, options: { allow: ['10.1.2.3/8'] } })),
+				`INVALID_CONFIG service web options.allow[0] is "10.1.2.3/8": ${slip}`,
+			);
+			assert.is(
+				await why(store.createNetwork('red', { subnet: '10.44.0.1/24', vni: 5001 })),
+				'INVALID_CONFIG network red subnet is "10.44.0.1/24": expected 10.44.0.0/24 without host bits',
+			);
+			server.put(`${prefix}/services/web`, { ...web, options: { allow: ['10.1.2.3/8'] } });
+			await store.changeService('web', { options: { prefer: 'local' } });
+			await store.drainBackend('web~n2~172.18.0.3~80~tcp', true);
+			const e = await store.changeService('web', { options: { deny: ['10.1.2.3/8'] } }).catch((x) => x);
+			assert.equal([e.code, e.field], ['INVALID_CONFIG', 'options.deny[0]']);
+			await store.changeService('web', { options: { allow: ['10.0.0.0/8'] } });
+			assert.equal((server.get(`${prefix}/services/web`) as { options: unknown }).options, {
+				allow: ['10.0.0.0/8'],
+				prefer: 'local',
+			});
+		});
+
 		test('services, nodes and networks are written as an operator would write them', async ({ server, etcd }) => {
 			const { prefix, store } = await filled(etcd);
 			await store.createService('web', web);

@@ -218,6 +218,30 @@ const refused: readonly (readonly [string, string, string, string])[] = [
 		'mesh.yaml:9:42: services[0].options.allow[0] is "10.0.0.0/33": expected a prefix such as 10.0.0.0/8 or fd00::/8',
 	],
 	[
+		'an allow list with host bits',
+		'trackingWindow: 2h15m',
+		'allow: [10.1.2.3/8]',
+		'mesh.yaml:9:42: services[0].options.allow[0] is "10.1.2.3/8": expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone',
+	],
+	[
+		'a deny list with host bits of IPv6',
+		'trackingWindow: 2h15m',
+		'deny: [fd00::/16, "FD00::1/16"]',
+		'mesh.yaml:9:52: services[0].options.deny[1] is "FD00::1/16": expected fd00::/16 without host bits, or fd00::1 for that address alone',
+	],
+	[
+		'a subnet with host bits',
+		'subnet: 10.44.0.0/24',
+		'subnet: 10.44.0.1/24',
+		'mesh.yaml:15:26: networks[0].subnet is "10.44.0.1/24": expected 10.44.0.0/24 without host bits',
+	],
+	[
+		'slices with host bits',
+		'vni: 5001',
+		'slices: { node1: 10.44.0.0/25, node2: 10.44.0.130/25 }, vni: 5001',
+		'mesh.yaml:15:78: networks[0].slices.node2 is "10.44.0.130/25": expected 10.44.0.128/25 without host bits',
+	],
+	[
 		'a bad duration',
 		'2h15m',
 		'135',
@@ -274,6 +298,23 @@ test('what is not YAML, or empty, is refused', () => {
 		'mesh.yaml:1:1: not YAML: its aliases (*name) stand for too much: expected the values themselves',
 	);
 });
+
+test(
+	'host bits sent over HTTP are refused with the field, and nothing is written',
+	inDirectory((path) => {
+		const file = path('mesh.yaml');
+		writeFileSync(file, MESH);
+		const e = refusal(() => changeService(file, 'web', { options: { allow: ['10.1.2.3/8'] } }));
+		assert.equal(
+			[e.message, e.field],
+			[
+				'options.allow[0] is "10.1.2.3/8": expected 10.0.0.0/8 without host bits, or 10.1.2.3 for that address alone',
+				'options.allow[0]',
+			],
+		);
+		assert.is(readFileSync(file, 'utf8'), MESH);
+	}),
+);
 
 test(
 	'a directory in place of a file is called one',
@@ -647,6 +688,11 @@ for (const [what, text, message] of [
 		'listening beyond loopback without a token',
 		'http: { listen: ["0.0.0.0:7980"] }',
 		'b.yaml:1:18: http.listen[0] is 0.0.0.0:7980, beyond loopback, without a token: expected http.tokenFile, or 127.0.0.1',
+	],
+	[
+		'a subnet with host bits',
+		'gatewayBridge: { subnet: 172.30.0.1/16 }',
+		'b.yaml:1:26: gatewayBridge.subnet is "172.30.0.1/16": expected 172.30.0.0/16 without host bits',
 	],
 	[
 		'an unknown source',

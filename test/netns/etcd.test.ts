@@ -193,6 +193,17 @@ scenario(
 				assert.is(result.code, 1);
 				assert.match(result.stderr.trim(), expected);
 			}
+			const option = ['--opt', 'com.docker.network.driver.overlay.vxlanid_list=12509184'];
+			const clash = await n1.cli(['network', 'create', ...option, 'clash'], { mayFail: true });
+			assert.match(
+				clash.stderr.trim(),
+				/^VNI 12509184 is that of the tunnel between nodes \(datapath\.vni\): choose another, or none$/,
+			);
+			const slip = await n1.cli(['network', 'create', '--subnet', '10.44.0.1/24', 'slip'], { mayFail: true });
+			assert.match(
+				slip.stderr.trim(),
+				/^network slip subnet is "10\.44\.0\.1\/24": expected 10\.44\.0\.0\/24 without host bits$/,
+			);
 			const scale = await n1.cli(['service', 'scale', 'web=9'], { mayFail: true });
 			assert.match(scale.stderr.trim(), /^service web has 3 backends, and Beeline starts no processes: add some with /);
 			const rm = await n1.cli(['node', 'rm', 'n2'], { mayFail: true });
@@ -208,6 +219,12 @@ scenario(
 			const { text } = await n2.request('GET', '/metrics');
 			assert.match(text, /^beeline_refused 1$/m);
 			await answered(net);
+			etcd.put('/site/beeline/networks/clash', { subnet: '10.44.0.0/24', vni: 12509184 });
+			const clash = await waitFor('the report', async () =>
+				(await n2.status()).warnings.find((w) => w.includes('/site/beeline/networks/clash')),
+			);
+			assert.match(clash, /: vni is 12509184, that of the tunnel between nodes .* \(the network is ignored\)$/);
+			etcd.ctl('del', '/site/beeline/networks/clash');
 			etcd.ctl('del', '/site/beeline/services/bad');
 			await waitFor('the report to go', async () => !(await n2.status()).warnings.some((w) => w.includes('/bad')));
 		});

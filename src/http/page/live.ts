@@ -180,7 +180,8 @@ export function eventRow(type: string, data: string): Cell[] | undefined {
 	if (type === 'lost') return ['', ['lost', 'warn'], `${number(e.events)} events: more came than were read`];
 	if (type !== 'verdict') return undefined;
 	const to = e.backend === null ? '' : `, backend ${e.backend}`;
-	const what = `${e.protocol} ${e.source} → ${e.destination}, ${e.bytes} bytes, ${e.program} on ${e.interface}${to}`;
+	const ends = e.protocol === null ? 'not read here' : `${e.protocol} ${e.source} → ${e.destination}`;
+	const what = `${ends}, ${e.bytes} bytes, ${e.program} on ${e.interface}${to}`;
 	return [at, [e.verdict, e.verdict.startsWith('drop') ? 'warn' : ''], what];
 }
 

@@ -2,7 +2,7 @@
 import { BeelineError } from '../../errors.js';
 import type { ServiceOptions, ServiceSpec } from '../types.js';
 import { REPLICAS_LABEL } from './docker-scale.js';
-import { formatDuration, parseDuration } from './document.js';
+import { formatDuration, hostBits, parseDuration, withoutHostBits } from './document.js';
 import { parseOptions } from './file.js';
 
 const PREFIX = 'beeline.';
@@ -112,7 +112,16 @@ export function parseLabels(service: string, labels: Readonly<Record<string, str
 			}
 		};
 		// Of a list only what is wrong is left out: one slip in an allow list must not admit everybody.
-		if (Array.isArray(value)) good[option] = value.filter((v) => accepted([v]));
+		if (Array.isArray(value))
+			good[option] = value
+				.map((v: string) => {
+					const meant = option === 'allow' || option === 'deny' ? hostBits(v) : undefined;
+					if (meant === undefined) return v;
+					// Nobody waits for an answer here, and left out it would admit whom the list was written against.
+					problem(`is ${JSON.stringify(v)}: expected ${withoutHostBits(meant, true)} (it is read as ${meant.prefix})`);
+					return meant.prefix;
+				})
+				.filter((v) => accepted([v]));
 		else if (accepted(value)) good[option] = value;
 	}
 	return {

@@ -219,6 +219,7 @@ function mapNetworks(raw: readonly RawNetwork[]): NetworkSpec[] {
 	const out: NetworkSpec[] = [];
 	for (const n of raw) {
 		if (n.Driver !== 'overlay' || n.Scope !== 'swarm' || n.Name === undefined) continue;
+		// Host bits are cleared without a word: the network is Docker’s own, and nothing can be refused here.
 		const subnet = (n.IPAM?.Config ?? []).map((c) => parsePrefix(c.Subnet)).find((s) => s?.includes('.'));
 		const vni = Number(/^\d+/.exec(n.Options?.['com.docker.network.driver.overlay.vxlanid_list'] ?? '')?.[0] ?? 0);
 		if (subnet === undefined || vni === 0) continue;

@@ -43,6 +43,8 @@ export interface DockerSourceDeps {
 	readonly engine: Engine;
 	readonly openFeed: (on: FeedEvents) => Feed;
 	readonly memory: Memory;
+	/** VNI of the tunnel between nodes. */
+	readonly meshVni: number;
 	readonly log: (level: 'info' | 'warn' | 'error', text: string) => void;
 }
 
@@ -297,7 +299,17 @@ export function openDockerSource(
 			},
 			current: () => current as Membership,
 			error: () => error,
-			problems: () => [...mapProblems, ...(scaler?.problems() ?? []), ...feed.problems()],
+			problems: () => [
+				...mapProblems,
+				...(current?.networks ?? [])
+					.filter((n) => n.vni === deps.meshVni)
+					.map(
+						(n) =>
+							`Docker’s network ${n.name} has VNI ${n.vni}, that of the tunnel between nodes, so that its packets are taken for the mesh’s: set datapath.vni to another on every node and restart the agents`,
+					),
+				...(scaler?.problems() ?? []),
+				...feed.problems(),
+			],
 			reload() {
 				own.refresh();
 				lister?.dirty(true);

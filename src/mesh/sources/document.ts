@@ -144,10 +144,40 @@ export function parsePrefix(x: unknown): string | undefined {
 			: ipaddr.IPv6.networkAddressFromCIDR(`${base}/${length}`).toRFC5952String();
 	return `${network}/${length}`;
 }
-export const prefix = value('a prefix such as 10.0.0.0/8 or fd00::/8', parsePrefix);
 
-/** What a refused object may hold; zod does not say it, so the schema's owner does. */
-function keysOf(schema: z.ZodType, path: Path): string[] {
+/**
+ * A prefix that has bits set behind its length (`10.1.2.3/8`), and what was meant; undefined: it has none, or is no prefix.
+ * `address`: that address alone may have been meant as well.
+ */
+export function hostBits(x: unknown): { readonly prefix: string; readonly address: string } | undefined {
+	const meant = parsePrefix(x);
+	const address = parseAddress(String(x).split('/')[0]);
+	return meant === undefined || address === undefined || !String(x).includes('/') || meant.split('/')[0] === address
+		? undefined
+		: { prefix: meant, address };
+}
+
+/** What is expected in place of one with host bits. */
+export const withoutHostBits = (m: { readonly prefix: string; readonly address: string }, isList: boolean): string =>
+	`${m.prefix} without host bits${isList ? `, or ${m.address} for that address alone` : ''}`;
+
+/** Host bits are refused: they are a slip, and whether in the address or in the length only the operator knows. */
+const exactPrefix = (isList: boolean) =>
+	z.unknown().transform((x, ctx): string => {
+		const meant = hostBits(x);
+		const v = parsePrefix(x);
+		if (v !== undefined && meant === undefined) return v;
+		const message = meant === undefined ? 'a prefix such as 10.0.0.0/8 or fd00::/8' : withoutHostBits(meant, isList);
+		ctx.issues.push({ code: 'custom', message, input: x });
+		return z.NEVER;
+	});
+/** Of a network. */
+export const prefix = exactPrefix(false);
+/** In a list of clients, where a bare address stands for itself. */
+export const clientPrefix = exactPrefix(true);
+
+/** What an object of a schema may hold; zod does not say it, so the schema's owner does. */
+export function keysOf(schema: z.ZodType, path: Path): string[] {
 	let at: unknown = schema;
 	const unwrap = () => {
 		for (;;) {

@@ -13,7 +13,19 @@
 import { BeelineError, sentence } from '../../errors.js';
 import { contains } from '../subnets.js';
 import type { Membership, NetworkEndpoint, NetworkSpec, NodeSpec, ServiceSpec } from '../types.js';
-import { bool, check, parseAddress, parseSource, refuse, type Source, shown, text } from './document.js';
+import {
+	bool,
+	check,
+	hostBits,
+	parseAddress,
+	parseSource,
+	pathText,
+	refuse,
+	type Source,
+	shown,
+	text,
+	withoutHostBits,
+} from './document.js';
 import type { KeyValue } from './etcd-client.js';
 import { parseNetwork as parseNetworkDocument, parseNode, parseService } from './file.js';
 import { endpointSchema } from './network.js';
@@ -58,16 +70,62 @@ const addressSchema = endpointSchema.omit({ address: true }).extend({
 
 export type Spec = NodeSpec | ServiceSpec | NetworkSpec | NetworkEndpoint;
 
+type Data = Readonly<Record<string, unknown>>;
+const isData = (x: unknown): x is Data => typeof x === 'object' && x !== null && !Array.isArray(x);
+
+/**
+ * Clears host bits in the prefixes of a document, and tells. Nobody waits for an answer when a key is read: refused, such a
+ * prefix would take its whole service or network away. A writer is refused (etcd-store).
+ */
+function clearHostBits(kind: Kind, data: Data): { readonly data: Data; readonly slips: readonly Complaint[] } {
+	const slips: Complaint[] = [];
+	const isList = kind === 'services';
+	const clear = (path: (string | number)[], x: unknown): unknown => {
+		const meant = hostBits(x);
+		if (meant === undefined) return x;
+		const field = pathText(path);
+		slips.push({
+			what: `${field} is ${JSON.stringify(x)}: expected ${withoutHostBits(meant, isList)}`,
+			effect: `it is read as ${meant.prefix}`,
+			field,
+		});
+		return meant.prefix;
+	};
+	const out: Record<string, unknown> = { ...data };
+	if (kind === 'services' && isData(data.options)) {
+		const options: Record<string, unknown> = { ...data.options };
+		for (const key of ['allow', 'deny'])
+			if (Array.isArray(options[key]))
+				options[key] = (options[key] as unknown[]).map((x, i) => clear(['options', key, i], x));
+		out.options = options;
+	}
+	if (kind === 'networks') {
+		for (const key of ['subnet', 'subnet6', 'ipRange']) if (key in data) out[key] = clear([key], data[key]);
+		if (isData(data.slices))
+			out.slices = Object.fromEntries(Object.entries(data.slices).map(([n, x]) => [n, clear(['slices', n], x)]));
+	}
+	return slips.length === 0 ? { data, slips } : { data: out, slips };
+}
+
 /**
  * One document. Its name may stand in it, if it is the key's.
  * @throws BeelineError BAD_YAML, INVALID_CONFIG: what is wrong, where, and what was expected
  */
 export function parseDocument(place: Place, value: string, network: ParseNetwork = parseNetwork): Spec {
+	return readSpec(place, value, network).spec;
+}
+
+/** As parseDocument(), with what was mended. */
+export function readSpec(
+	place: Place,
+	value: string,
+	network: ParseNetwork = parseNetwork,
+): { readonly spec: Spec; readonly slips: readonly Complaint[] } {
 	const whole = parseSource('document', value);
 	// Places in lines are of no use in a value of etcd: the path says enough.
 	const source: Source = { ...whole, file: '' };
 	const { data } = whole;
-	if (typeof data !== 'object' || data === null || Array.isArray(data))
+	if (!isData(data))
 		throw new BeelineError(
 			'INVALID_CONFIG',
 			`${data === null || data === undefined ? 'is empty' : shown(data)}: expected a mapping`,
@@ -76,16 +134,17 @@ export function parseDocument(place: Place, value: string, network: ParseNetwork
 		const result = check(addressSchema, data);
 		if (!result.data) throw refuse(source, result.problems);
 		const { endpoint, ...rest } = result.data;
-		return { id: endpoint, address: place.address as string, ...rest } as NetworkEndpoint;
+		return { spec: { id: endpoint, address: place.address as string, ...rest } as NetworkEndpoint, slips: [] };
 	}
-	const named = (data as { name?: unknown }).name;
+	const named = data.name;
 	if (named !== undefined && named !== place.name)
 		throw new BeelineError('INVALID_CONFIG', `name ${shown(named)}: expected ${place.name}, as its key says`, {
 			field: 'name',
 		});
-	const full = { ...data, name: place.name };
-	if (place.kind === 'nodes') return parseNode(source, full);
-	return place.kind === 'services' ? parseService(source, full) : network(source, full);
+	const { data: cleared, slips } = clearHostBits(place.kind, data);
+	const full = { ...cleared, name: place.name };
+	const parse = { nodes: parseNode, services: parseService, networks: network }[place.kind];
+	return { spec: parse(source, full), slips };
 }
 
 /** A key with its document, or what is wrong with it. */
@@ -97,6 +156,8 @@ export interface Document {
 	readonly spec: Spec | undefined;
 	/** Why the present value is not taken; with `spec`: the last good one is. */
 	readonly problem?: string;
+	/** What was mended in it. */
+	readonly slips?: readonly Complaint[];
 }
 
 export interface Mapped {
@@ -126,7 +187,7 @@ export function readDocument(
 	if (place === undefined) return { unknown: true };
 	const common = { key: kv.key, place, create: kv.create, mod: kv.mod };
 	try {
-		return { ...common, spec: parseDocument(place, kv.value, network) };
+		return { ...common, ...readSpec(place, kv.value, network) };
 	} catch (e) {
 		return { ...common, spec: lastGood, problem: sentence(e) };
 	}
@@ -134,8 +195,15 @@ export function readDocument(
 
 const byAge = (a: Document, b: Document) => a.create - b.create || (a.key < b.key ? -1 : 1);
 
-/** The membership that documents describe. Every list is sorted by name. */
-export function mapDocuments(documents: Iterable<Document>, strangers: readonly string[] = []): Mapped {
+/**
+ * The membership that documents describe. Every list is sorted by name.
+ * @param meshVni VNI of the tunnel between nodes, the same on all of them; no network's
+ */
+export function mapDocuments(
+	documents: Iterable<Document>,
+	strangers: readonly string[] = [],
+	meshVni?: number,
+): Mapped {
 	const byKey = new Map<string, Complaint[]>();
 	const complain = (key: string, what: string, effect: string, field?: string) => {
 		const one = { what, effect, ...(field === undefined ? {} : { field }) };
@@ -148,6 +216,7 @@ export function mapDocuments(documents: Iterable<Document>, strangers: readonly 
 	for (const d of documents) {
 		if (d.problem !== undefined)
 			complain(d.key, d.problem, d.spec === undefined ? 'it is ignored' : 'what it said before stays in force');
+		for (const { what, effect, field } of d.slips ?? []) complain(d.key, what, effect, field);
 		if (d.spec !== undefined) of[d.place.kind].push(d);
 	}
 	for (const list of Object.values(of)) list.sort(byAge);
@@ -208,6 +277,15 @@ export function mapDocuments(documents: Iterable<Document>, strangers: readonly 
 	const endpoints = new Map<string, NetworkEndpoint[]>();
 	for (const d of of.networks) {
 		const spec = d.spec as NetworkSpec;
+		if (spec.vni === meshVni) {
+			complain(
+				d.key,
+				`vni is ${spec.vni}, that of the tunnel between nodes (datapath.vni): expected another`,
+				'the network is ignored',
+				'vni',
+			);
+			continue;
+		}
 		const other = vnis.get(spec.vni);
 		if (other !== undefined) {
 			complain(d.key, `vni is ${spec.vni}, which is network ${other}'s`, 'the network is ignored', 'vni');

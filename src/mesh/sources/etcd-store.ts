@@ -19,6 +19,7 @@ import {
 	parseNetwork,
 	placeOf,
 	readDocument,
+	readSpec,
 } from './etcd-map.js';
 import { changeService, drainBackend, type ServiceChange, type ServiceDocument } from './service-change.js';
 
@@ -89,7 +90,13 @@ const notFound = (kind: Kind, name: string) =>
 const exists = (kind: Kind, name: string) =>
 	new BeelineError('CONFLICT', `${SINGULAR[kind]} ${name} exists already: remove it, or choose another name`);
 
-export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = parseNetwork): EtcdStore {
+/** @param meshVni VNI of the tunnel between nodes, which no network gets */
+export function createStore(
+	etcd: Etcd,
+	prefix: string,
+	network: ParseNetwork = parseNetwork,
+	meshVni?: number,
+): EtcdStore {
 	const under = (kind: Kind) => `${prefix}/${kind}/`;
 	/** What was read before need not be parsed again. */
 	let parsed = new Map<string, { readonly value: string; readonly document: Document }>();
@@ -151,7 +158,7 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 				);
 			const before = kv === undefined ? undefined : (parseSource(key, kv.value).data as Doc);
 			const documents = documentsOf(all);
-			const mapped = mapDocuments(documents);
+			const mapped = mapDocuments(documents, [], meshVni);
 			const next = change(before, {
 				kv,
 				all,
@@ -165,7 +172,7 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 			if (text !== undefined) {
 				if (text === kv?.value) return now.revision;
 				const place = { kind, name } as const;
-				const spec = parseDocument(place, text, network);
+				const { spec, slips } = readSpec(place, text, network);
 				const document: Document = {
 					key,
 					place,
@@ -173,8 +180,9 @@ export function createStore(etcd: Etcd, prefix: string, network: ParseNetwork = 
 					create: kv?.create ?? now.revision + 1,
 					mod: now.revision + 1,
 					spec,
+					slips,
 				};
-				const after = mapDocuments([...documents.filter((d) => d.key !== key), document]);
+				const after = mapDocuments([...documents.filter((d) => d.key !== key), document], [], meshVni);
 				const old = new Set((mapped.byKey.get(key) ?? []).map((c) => c.what));
 				const worse = (after.byKey.get(key) ?? []).find((c) => !old.has(c.what));
 				if (worse !== undefined)

@@ -34,6 +34,8 @@ export interface EtcdSourceDeps {
 	readonly memory: EtcdMemory;
 	readonly log: (level: 'info' | 'warn' | 'error', text: string) => void;
 	readonly parseNetwork?: ParseNetwork;
+	/** VNI of the tunnel between nodes; no network gets it. */
+	readonly meshVni?: number;
 	readonly etcd?: Etcd;
 	/** Between two looks without any event, ms; for tests. */
 	readonly lookMs?: number;
@@ -96,7 +98,7 @@ export async function openEtcdSource(
 	on: EtcdSourceEvents,
 	stop?: AbortSignal,
 ): Promise<EtcdSource> {
-	const { options, memory, log } = deps;
+	const { options, memory, log, meshVni } = deps;
 	const { prefix } = options;
 	const network = deps.parseNetwork ?? parseNetwork;
 	const etcd = deps.etcd ?? createEtcd(options);
@@ -187,6 +189,7 @@ export async function openEtcdSource(
 		const mapped = mapDocuments(
 			[...next.values()].map((k) => k.document),
 			unknown,
+			meshVni,
 		);
 		if (mapped.membership.nodes.length === 0)
 			throw new BeelineError(
@@ -376,7 +379,7 @@ export async function openEtcdSource(
 
 	const source: EtcdSource = {
 		place,
-		store: createStore(etcd, prefix, network),
+		store: createStore(etcd, prefix, network, meshVni),
 		current: () => current as Membership,
 		error: () => error,
 		problems: () => [...problems, ...(watchProblem === undefined ? [] : [watchProblem]), ...etcd.problems()],
@@ -415,7 +418,8 @@ export async function openEtcdSource(
 		};
 		const goByMemory = (): boolean => {
 			if (!hasMemory || current !== undefined) return false;
-			const mapped = mapDocuments([...kept.values()].map((k) => k.document));
+			const documents = [...kept.values()].map((k) => k.document);
+			const mapped = mapDocuments(documents, [], meshVni);
 			if (mapped.membership.nodes.length === 0) return false;
 			log('warn', `${error?.message ?? `${place} does not answer`}: going by the membership that was known last`);
 			adopt(mapped);
