@@ -296,7 +296,8 @@ scenario(
 			const first = serve().catch((e: Error) => e.message);
 			const forgotten = names.call('forget', 'e2');
 			const second = serve();
-			assert.match(await first, /the namespace went/);
+			// On a busy machine it may be done before it is forgotten.
+			assert.match(await first, /^serving$|the namespace went/);
 			await forgotten;
 			assert.is(await second, 'serving');
 			assert.equal(await short(net, 'n1t2', 'web'), ['10.55.0.2']);
