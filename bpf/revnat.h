@@ -7,6 +7,8 @@
  *
  *	candidate 0: the client's own port      candidates 1..3: 1024 + hash(flow, i) % 64512
  *
+ * The first that is free or closed a minute ago is taken; else the first that has just closed.
+ *
  * A client that the endpoint is on-link with (`on_link`) is shown as the gateway, whose ports are shared with all such
  * clients and with the node's own dials: eight candidates, all of them hashed, in a range that those dials do not use.
  */
@@ -27,6 +29,15 @@
 
 /* revnat_enter(): the endpoint is to see the gateway. No verdict has this number. */
 #define SHOW_GATEWAY (-1)
+
+/*
+ * A record that closed so long ago is nobody's. Before, the endpoint's socket may not have heard the last ACK, or wait in
+ * TIME-WAIT: whoever got its port would be answered for the old flow.
+ */
+#define CLOSED_NS (60ull * 1000000000)
+
+/* What a candidate is to a new flow. */
+enum { TAKEN, JUST_CLOSED, FREE };
 
 #define FIN_CLIENT 1
 #define FIN_ENDPOINT 2
@@ -148,8 +159,15 @@ GLOBAL int revnat_enter(REVNAT_CTX *ctx, const struct packet *p, const struct lo
 		return 0;
 	}
 
-	bool syn = is_syn(p), tcp = p->proto == IPPROTO_TCP, takes_over = false, promoted = false;
-	int free = -1, found = 0;
+	bool syn = is_syn(p), tcp = p->proto == IPPROTO_TCP;
+	int found = 0;
+	__u32 zero = 0;
+	/* The best candidate so far is kept in the row: in registers, each of its values would double what the verifier walks. */
+	struct revnat *n = bpf_map_lookup_elem(&revnat_scratch, &zero);
+
+	if (!n)
+		return DROP_HELPER;
+	n->state = TAKEN;
 	struct on_link *o = lb->flags & LOCAL_ON_LINK ? on_link_of(lb->ifindex, &p->src) : NULL;
 
 	if (unlikely(o)) {
@@ -171,25 +189,30 @@ GLOBAL int revnat_enter(REVNAT_CTX *ctx, const struct packet *p, const struct lo
 				client_spoke(&k, v, p, node, fresh);
 				return found;
 			}
-			if (free < 0 && syn && v->state == REVNAT_CLOSING) {
-				free = i;
-				takes_over = true;
-				promoted = !fresh;
+			if (!syn || v->state != REVNAT_CLOSING)
+				continue;
+
+			__u8 how = bpf_ktime_get_coarse_ns() - v->used_ns < CLOSED_NS ? JUST_CLOSED : FREE;
+
+			if (how > n->state) {
+				n->state = how;
+				n->client_port = k.client_port;
+				n->fins = 1;	/* its record goes */
 			}
-		} else if (free < 0) {
+		} else if (n->state < FREE) {
 			if ((o || lb->delivery == DELIVER_PROCESS) && socket_owns(ctx, p, &k, o) && syn)
 				continue;
-			free = i;
+			n->state = FREE;
+			n->client_port = k.client_port;
+			n->fins = 0;
 		}
 	}
-	if (free < 0)
+	if (n->state == TAKEN)
 		return DROP_NO_PORT;
 
-	__u32 zero = 0;
-	struct revnat *n = bpf_map_lookup_elem(&revnat_scratch, &zero);
+	bool takes_over = n->fins;
 
-	if (!n)
-		return DROP_HELPER;
+	k.client_port = n->client_port;
 	n->addr = p->dst;
 	n->client = p->src;
 	n->port = p->dport;
@@ -202,8 +225,7 @@ GLOBAL int revnat_enter(REVNAT_CTX *ctx, const struct packet *p, const struct lo
 	n->return_path = lb->return_path;
 	n->inside = !!(lb->flags & LOCAL_INSIDE);
 	n->used_ns = bpf_ktime_get_coarse_ns();
-	k.client_port = o ? gateway_candidate(p, o, free) : candidate(p, free);
-	if (promoted)
+	if (takes_over)
 		bpf_map_delete_elem(&revnat, &k);
 	if (bpf_map_update_elem(&revnat_new, &k, n, takes_over ? BPF_ANY : BPF_NOEXIST)) {
 		/* Another CPU was first: it may have been this very flow. */
