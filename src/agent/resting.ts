@@ -63,7 +63,7 @@ export function createResting(deps: RestingDeps): Resting {
 	const serviceOf = new Map<number, string>();
 	const timers = new Set<NodeJS.Timeout>();
 	const ended = { released: 0, expired: 0, crowded: 0 };
-	let waiting = 0;
+	const waiting = () => [...services.values()].reduce((n, s) => n + s.waiting.size, 0);
 	let closed = false;
 	const now = () => performance.now();
 
@@ -85,7 +85,6 @@ export function createResting(deps: RestingDeps): Resting {
 			for (const [flow, w] of s.waiting) {
 				if (now() - w.at < EXPIRE_MS) continue;
 				s.waiting.delete(flow);
-				waiting--;
 				ended.expired++;
 			}
 			// The clock that ends this wait may be a little ahead of the one that is asked.
@@ -113,7 +112,6 @@ export function createResting(deps: RestingDeps): Resting {
 			`service ${name} is there: ${s.waiting.size} packets are put back, the first after ${Math.round(now() - first)} ms`,
 		);
 		for (const w of s.waiting.values()) putBack(w);
-		waiting -= s.waiting.size;
 		s.waiting.clear();
 	}
 
@@ -126,12 +124,9 @@ export function createResting(deps: RestingDeps): Resting {
 			const w: Waiting = { frame, ifindex: h.ifindex, proto: h.proto, at: now() };
 			const flow = `${h.proto} ${h.client} ${h.client_port} ${h.addr} ${h.port}`;
 			if (s.served) return putBack(w);
-			if (s.waiting.has(flow)) s.waiting.set(flow, w);
-			else if (waiting >= MAX_HELD || s.waiting.size >= MAX_OF_SERVICE) ended.crowded++;
-			else {
-				s.waiting.set(flow, w);
-				waiting++;
-			}
+			const hasRoom = s.waiting.has(flow) || (s.waiting.size < MAX_OF_SERVICE && waiting() < MAX_HELD);
+			if (hasRoom) s.waiting.set(flow, w);
+			else ended.crowded++;
 		}
 		if (!s.served) want(name as string, s);
 	});
@@ -171,12 +166,12 @@ export function createResting(deps: RestingDeps): Resting {
 			}
 			for (const [name, s] of services) {
 				if (seen.has(name)) continue;
-				waiting -= s.waiting.size;
 				ended.expired += s.waiting.size;
+				s.waiting.clear();
 				services.delete(name);
 			}
 		},
-		counters: () => ({ waiting, ended: { ...ended } }),
+		counters: () => ({ waiting: waiting(), ended: { ...ended } }),
 		close() {
 			closed = true;
 			stop();

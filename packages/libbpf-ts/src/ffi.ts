@@ -12,7 +12,7 @@ export interface Native {
 	openMem(bytes: Mem, size: number, opts: Mem): Ptr | null;
 	load(obj: Ptr): number;
 	loadAsync(obj: Ptr): Promise<number>;
-	/** bpf_link_create() without options, on another thread: an fd, or -errno. */
+	/** bpf_link_create() on another thread: an fd, or -errno. `opts`, struct bpf_link_create_opts, must outlive the call. */
 	linkCreateAsync(progFd: number, target: number, attachType: number, opts: Uint8Array | null): Promise<number>;
 	close(obj: Ptr): void;
 	nextMap(obj: Ptr, prev: Ptr | null): Ptr | null;
